@@ -1,0 +1,126 @@
+"""What MUSE is: modes, samplings, wavelength ranges, geometry and the packing of the ``origin`` column.
+
+The numbers are those of the reference pipeline (ESO MUSE pipeline 2.8.7); lengths are in
+the units that the names or docstrings say.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+N_IFUS = 24
+N_SLICES = 48
+#: nominal spectral sampling [Angstrom]
+SPECTRAL_SAMPLING = 1.25
+#: factor by which the default step of a logarithmic axis is finer than the linear one
+LOG_OVERSAMPLING = 1.6
+#: spaxel scale in x and y [arcsec]
+SPAXEL_WFM = (0.2, 0.2)
+SPAXEL_NFM = (0.02519, 0.02542)
+#: typical width of a slice [pix]
+SLICE_WIDTH = 75
+#: nominal wavelength range of the instrument [Angstrom]
+NOMINAL_RANGE = (4650.0, 9300.0)
+
+#: CCD slice number (index + 1) -> number of the slice on the sky
+CCD_TO_SKY_SLICE = (
+    9, 8, 1, 10, 7, 2, 11, 6, 3, 12, 5, 4,
+    21, 20, 13, 22, 19, 14, 23, 18, 15, 24, 17, 16,
+    33, 32, 25, 34, 31, 26, 35, 30, 27, 36, 29, 28,
+    45, 44, 37, 46, 43, 38, 47, 42, 39, 48, 41, 40,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Mode:
+    """An instrument mode.
+
+    Attributes
+    ----------
+    name : str
+        Value of ``ESO INS MODE``.
+    useful : tuple of float
+        Wavelength range that the pipeline keeps [Angstrom].
+    notch : tuple of float or None
+        Range masked because of the sodium lasers [Angstrom].
+    spaxel : tuple of float
+        Spaxel scale in x and y [arcsec].
+    """
+
+    name: str
+    useful: tuple[float, float]
+    notch: tuple[float, float] | None
+    spaxel: tuple[float, float]
+
+    @property
+    def is_nfm(self) -> bool:
+        """Whether this is the narrow-field mode."""
+        return self.name.startswith("NFM")
+
+
+_MODES = (
+    # the prefixes are tested in this order
+    ("WFM-NOAO-N", Mode("WFM-NOAO-N", (4750.0, 9350.0), None, SPAXEL_WFM)),
+    ("WFM-NONAO-N", Mode("WFM-NOAO-N", (4750.0, 9350.0), None, SPAXEL_WFM)),
+    ("WFM-AO-E", Mode("WFM-AO-E", (4600.0, 9350.0), (5755.0, 6008.0), SPAXEL_WFM)),
+    ("WFM-AO-N", Mode("WFM-AO-N", (4700.0, 9350.0), (5805.0, 5966.0), SPAXEL_WFM)),
+    ("NFM", Mode("NFM-AO-N", (4750.0, 9350.0), (5780.0, 6050.0), SPAXEL_NFM)),
+)
+
+
+def mode_from_name(name: str) -> Mode:
+    """Find the mode of an ``ESO INS MODE`` value; unknown names mean extended wide-field mode."""
+    for prefix, mode in _MODES:
+        if name.startswith(prefix):
+            return mode
+    return Mode("WFM-NOAO-E", (4600.0, 9350.0), None, SPAXEL_WFM)
+
+
+def pack_origin(
+    x: NDArray[np.integer], y: NDArray[np.integer], ifu: NDArray[np.integer], ccd_slice: NDArray[np.integer]
+) -> NDArray[np.int32]:
+    """Pack detector coordinates into the ``origin`` column.
+
+    Parameters
+    ----------
+    x : ndarray of int
+        Column on the trimmed image minus the offset of the slice, 0..127.
+    y : ndarray of int
+        Row on the trimmed image, 1..4112.
+    ifu, ccd_slice : ndarray of int
+        IFU 1..24 and CCD slice 1..48.
+
+    Returns
+    -------
+    ndarray of int32
+    """
+    packed = (
+        (np.asarray(x, np.uint32) << np.uint32(24))
+        | (np.asarray(y, np.uint32) << np.uint32(11))
+        | (np.asarray(ifu, np.uint32) << np.uint32(6))
+        | np.asarray(ccd_slice, np.uint32)
+    )
+    return packed.astype(np.uint32).view(np.int32)
+
+
+def unpack_origin(
+    origin: NDArray[np.integer],
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint32]]:
+    """Undo `pack_origin`: returns x (relative to the slice offset), y, IFU and CCD slice."""
+    o = np.asarray(origin).astype(np.int32, copy=False).view(np.uint32)
+    return (
+        (o >> np.uint32(24)) & np.uint32(0x7F),
+        (o >> np.uint32(11)) & np.uint32(0x1FFF),
+        (o >> np.uint32(6)) & np.uint32(0x1F),
+        o & np.uint32(0x3F),
+    )
+
+
+# Bits of the Euro3D data quality convention that occur in pixel tables and cubes
+DQ_COSMICRAY = 1 << 5
+DQ_BADOTHER = 1 << 14
+DQ_MISSDATA = 1 << 30
+DQ_OUTSDRANGE = 1 << 31

@@ -1,0 +1,76 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import InputError, OutputExistsError, PlanError
+
+
+def check_output(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
+    """Check that an output may be written, before any work is done.
+
+    Raises
+    ------
+    OutputExistsError
+        If it exists and `overwrite` is false.
+    InputError
+        If its folder does not exist.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite:
+        raise OutputExistsError(f"{path}: exists already; give --overwrite (overwrite=True) to replace it")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"{path}: its folder {path.absolute().parent} does not exist")
+    return path
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[Path]:
+    """Give a temporary name beside `path`; rename it to `path` on success, remove it on failure.
+
+    Parameters
+    ----------
+    path : path-like
+        The final name of a file or directory.
+    overwrite : bool
+        Whether something of that name may be replaced.
+
+    Raises
+    ------
+    OutputExistsError
+        If `path` exists and `overwrite` is false.
+    PlanError
+        If the disk is full.
+    """
+    path = check_output(path, overwrite=overwrite)
+    folder = path.absolute().parent
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=folder)
+    os.close(handle)
+    os.chmod(name, 0o666 & ~_umask())
+    temporary = Path(name)
+    try:
+        yield temporary
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno == 28:
+            raise PlanError(f"{path}: no space left on the disk while writing; nothing was kept") from error
+        raise
+    finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
