@@ -8,6 +8,7 @@ never mapped, so that the memory of a process is what it allocated.
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -374,13 +375,19 @@ class PixtableWriter:
         self._temporary = self._context.__enter__()
         self._file = open(self._temporary, "w+b")  # noqa: SIM115  # closed in __exit__
         self._columns: dict[str, Column] = {}
-        primary = fits.Header([("SIMPLE", True), ("BITPIX", 8), ("NAXIS", 0), ("EXTEND", True)])
-        primary.extend([c for c in header.cards if not STRUCTURAL.match(c.keyword)], end=True)
-        self._file.write(_header_bytes(primary))
-        if form == "image":
-            self._lay_out_images(units)
-        else:
-            self._lay_out_table(units)
+        try:
+            primary = fits.Header([("SIMPLE", True), ("BITPIX", 8), ("NAXIS", 0), ("EXTEND", True)])
+            primary.extend([c for c in header.cards if not STRUCTURAL.match(c.keyword)], end=True)
+            self._file.write(_header_bytes(primary))
+            if form == "image":
+                self._lay_out_images(units)
+            else:
+                self._lay_out_table(units)
+        except BaseException:
+            # nobody will call __exit__: leave no temporary file behind
+            self._file.close()
+            self._temporary.unlink(missing_ok=True)
+            raise
 
     def _lay_out_images(self, units: Mapping[str, str]) -> None:
         for name, unit in units.items():
@@ -477,8 +484,11 @@ class PixtableWriter:
                     ],
                     name=FLAT_FIELD_EXTENSION,
                 )
+                # astropy puts an empty primary HDU of one block before a table: leave that out
+                buffer = io.BytesIO()
+                table.writeto(buffer)
                 self._file.seek(0, os.SEEK_END)
-                table.writeto(self._file)
+                self._file.write(buffer.getbuffer()[_BLOCK:])
         finally:
             self._file.close()
             self._context.__exit__(kind, error, trace)
