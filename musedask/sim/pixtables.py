@@ -632,7 +632,7 @@ def _slice_parameters(ifu: int, ccd_slice: int, width: float) -> NDArray[np.floa
     angle = math.radians(0.15 * whole[1] + 0.1 * r[3])
     gap = (-0.11, -0.04, 0.04, 0.11)[stack]
     p = np.empty(14)
-    p[_L0] = 45 + 84.4 * (ccd_slice - 1) + 3 * whole[0] + 0.5 * r[0]
+    p[_L0] = 45 + 84.0 * (ccd_slice - 1) + 3 * whole[0] + 0.5 * r[0]
     p[_TILT] = 2.5 * whole[2] + r[1]
     p[_CURVE] = 2 * (ccd_slice - 24.5) / 24 + 0.3 * r[2]
     p[_SKY_WIDTH] = width * (1 + 0.002 * r[4])
