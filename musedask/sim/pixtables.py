@@ -1095,7 +1095,7 @@ HEADER_TEMPLATE: tuple[tuple[str, Any, str], ...] = (
     ("TELESCOP", "ESO-VLT-U4", "ESO <TEL>"),
     ("INSTRUME", "MUSE", "Instrument used."),
     ("EQUINOX", 2000.0, "Standard FK5"),
-    ("RADECSYS", "FK5", "Coordinate system"),
+    ("RADESYS", "FK5", "Coordinate system"),
     ("PI-COI", "UNKNOWN", "PI-COI name."),
     ("OBSERVER", "UNKNOWN", "Name of observer."),
     ("OBJECT", "Simulated field", "Original target."),
@@ -1117,9 +1117,6 @@ HEADER_TEMPLATE: tuple[tuple[str, Any, str], ...] = (
     ("ESO TPL DID", "ESO-VLT-DIC.TPL-1.9", "Data dictionary for TPL"),
     ("ESO TPL ID", "MUSE_wfm-noao_obs_genericoffset", "Template signature ID"),
     ("ESO TPL NAME", "Observation in WFM with user defined offsets", ""),
-    ("ESO DPR CATG", "SCIENCE", "Observation category"),
-    ("ESO DPR TECH", "IFU", "Observation technique"),
-    ("ESO DPR TYPE", "OBJECT", "Observation type"),
     ("ESO TEL AMBI FWHM END", 0.92, "[arcsec] Observatory Seeing"),
     ("ESO TEL AMBI FWHM START", 1.13, "[arcsec] Observatory Seeing"),
     ("ESO TEL AMBI PRES END", 742.78, "[hPa] Ambient air pressure"),
@@ -1227,7 +1224,7 @@ def _header(
             ["ESO PRO REC2 RAW1 NAME", raw, "File name of raw frame"],
             ["ESO PRO REC2 RAW1 CATG", "PIXTABLE_OBJECT", "Category of raw frame"],
         ]
-        cards += [["WCSAXES", 2, ""]] + [
+        cards += [
             [f"CD{i}_{j}", float64_card(v), ""]
             for (i, j), v in zip(((1, 1), (1, 2), (2, 1), (2, 2)), exposure.cd, strict=True)
         ]

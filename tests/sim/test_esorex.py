@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
+from musedask.io.pixtable import scan_pixtable
 from musedask.sim import Scene, Star, simulate_pixtables
 
 pytestmark = pytest.mark.esorex
@@ -97,3 +98,37 @@ def test_make_cube(tmp_path, stage):
         seen = np.where(np.isfinite(data[middle]), truth, np.nan)
         # the limits of a positioned table are written with seven digits only
         assert centroid(data[middle]) == pytest.approx(centroid(seen), abs=0.1)
+
+
+def test_projection_is_that_of_the_reference(tmp_path):
+    common = {**FIELD, "n_exposures": 1, "rotations": (33.5,)}
+    flat = simulate_pixtables(tmp_path / "pix", **common, stage="pix")
+    projected = simulate_pixtables(tmp_path / "rad", **common, stage="rad")
+    solution = fits.PrimaryHDU()
+    solution.header.update(
+        {
+            "WCSAXES": 2, "CRPIX1": 0.0, "CRPIX2": 0.0, "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN",
+            "CUNIT1": "deg", "CUNIT2": "deg", "CD1_1": -0.2 / 3600, "CD1_2": 0.0, "CD2_1": 0.0,
+            "CD2_2": 0.2 / 3600,
+        }
+    )  # fmt: skip
+    solution.writeto(tmp_path / "wcs.fits")
+    sof = flat.write_sof(tmp_path / "in.sof", offsets=False)
+    sof.write_text(f"{sof.read_text()}{tmp_path / 'wcs.fits'} ASTROMETRY_WCS\n")
+    (tmp_path / "out").mkdir()
+    subprocess.run(
+        ["esorex", "--no-checksum", "muse_scipost_apply_astrometry", str(sof)],
+        cwd=tmp_path / "out",
+        check=True,
+        capture_output=True,
+        timeout=120,
+    )
+    reference = scan_pixtable(next((tmp_path / "out").glob("PIXTABLE*.fits")))
+    ours = scan_pixtable(projected.paths[0])
+    for name in ("xpos", "ypos", "data"):
+        np.testing.assert_array_equal(ours.read(name), reference.read(name))
+    for key in ("CD1_1", "CD1_2", "CD2_1", "CD2_2", "CRPIX1", "CRPIX2"):
+        assert ours.header[key] == pytest.approx(reference.header[key], rel=1e-13)
+    for name in ("X LOW", "X HIGH", "Y LOW", "Y HIGH", "LAMBDA LOW", "LAMBDA HIGH"):
+        key = f"ESO DRS MUSE PIXTABLE LIMITS {name}"
+        assert ours.header[key] == reference.header[key]
