@@ -25,8 +25,8 @@ def float_text(value: float) -> str:
     return mantissa + exponent + power
 
 
-def header_bytes(header: fits.Header) -> bytes:
-    """Header in the form of a file: cards, ``END``, padded to whole blocks.
+def card_bytes(header: fits.Header) -> bytes:
+    """Cards of 80 characters one after the other, without ``END``.
 
     Comments that do not fit into their card are cut, as CFITSIO does.
     """
@@ -44,6 +44,10 @@ def header_bytes(header: fits.Header) -> bytes:
                 parts.append(f"{image[:_CARD]:{_CARD}}")
             else:
                 parts.append(str(card))
-    parts.append(f"{'END':{_CARD}}")
-    content = "".join(parts)
-    return content.ljust(-(-len(content) // _BLOCK) * _BLOCK).encode("ascii")
+    return "".join(parts).encode("ascii")
+
+
+def header_bytes(header: fits.Header) -> bytes:
+    """Header in the form of a file: cards, ``END``, padded to whole blocks."""
+    content = card_bytes(header) + b"END"
+    return content.ljust(-(-len(content) // _BLOCK) * _BLOCK)

@@ -20,7 +20,7 @@ from astropy.utils.exceptions import AstropyUserWarning
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .cards import header_bytes
+from .cards import card_bytes
 from .headers import cards_from_json, cards_to_json
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def make_wcs(primary: fits.Header, data: fits.Header, shape: tuple[int, int, int
         header[f"NAXIS{axis}"] = n
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FITSFixedWarning)
-        return WCS(header_bytes(header), naxis=3)
+        return WCS(card_bytes(header), naxis=3)
 
 
 class MuseAccessor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from astropy.io import fits
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from .cards import header_bytes
+from .cards import card_bytes
 from .files import atomic_path
 
 log = logging.getLogger("musedask")
@@ -286,7 +286,8 @@ class OutputWcs:
     crpix, crval : tuple of float
         Reference pixel and celestial coordinates [deg] of axes 1 and 2.
     cd : tuple of float or None
-        CD1_1, CD1_2, CD2_1, CD2_2 [deg].
+        CD1_1, CD1_2, CD2_1, CD2_2 [deg]; None, and `cd3_3` too, if the matrix is singular or the
+        wavelength axis is tilted.
     ctype3 : str
         AWAV (also if there is no third axis), AWAV-LOG, WAVE or WAVE-LOG.
     crpix3, crval3, cd3_3 : float or None
@@ -310,8 +311,9 @@ class OutputWcs:
 def read_output_wcs(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> OutputWcs | None:
     """Read the output grid from the first usable header of OUTPUT_WCS files.
 
-    Numbers go through WCSLIB as in the reference: wavelengths are converted to metres and back, and
-    numbers that are written without a decimal point are not seen.
+    Numbers go through WCSLIB as in the reference: wavelengths are converted to metres and back.  The
+    rules were found by running the reference; unlike its manual says, it does see numbers that are
+    written without a decimal point.
 
     Parameters
     ----------
@@ -341,44 +343,32 @@ def read_output_wcs(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[s
     return None
 
 
-_WCS_CARD = re.compile(r"^(CTYPE|CRVAL|CRPIX|CUNIT|CDELT)(\d)$|^(CD|PC)(\d)_(\d)$")
+_WCS_CARD = re.compile(r"^((CTYPE|CRVAL|CRPIX|CUNIT|CDELT)\d|CD\d_\d|LONPOLE|LATPOLE)$")
 
 
 def _parse_wcs(label: str, header: fits.Header) -> OutputWcs:
-    from astropy.wcs import WCS, FITSFixedWarning, WcsError
+    from astropy.wcs import SingularMatrixError, WcsError, Wcsprm
 
-    axes = [int(n) for key in header for n in re.findall(r"\d", key) if _WCS_CARD.match(key)]
-    if not axes:
-        raise InputError(f"{label}: no WCS")
-    n_axes = header.get("WCSAXES", header.get("NAXIS", 0)) or max(axes)
-    if n_axes not in (2, 3):
-        raise InputError(f"{label}: {n_axes} axes found, expected 2 or 3")
-    ctypes = [str(header.get(f"CTYPE{i}", "")).strip() for i in (1, 2, 3)]
-    for i, expected in enumerate((("RA---TAN",), ("DEC--TAN",), _SPECTRAL_TYPES)[:n_axes]):
-        if ctypes[i] and ctypes[i] not in expected:
-            raise InputError(f"{label}: CTYPE{i + 1} = {ctypes[i]!r} found, expected {' or '.join(expected)}")
+    # sizes count even where there are no data; a file may be a header alone
+    n_sizes = sum(re.match(r"^NAXIS\d+$", key) is not None for key in header)
+    n_axes = max(header["NAXIS"], header.get("WCSAXES", 0), n_sizes)
+    if n_axes not in (2, 3) or any(f"NAXIS{i + 1}" not in header for i in range(n_axes)):
+        raise InputError(f"{label}: {n_axes} axes found, expected 2 or 3 with their sizes, NAXISi")
+    for i, expected in enumerate((("RA---TAN",), ("DEC--TAN",), _SPECTRAL_TYPES)[:n_axes], 1):
+        ctype = str(header.get(f"CTYPE{i}", "")).strip()
+        if ctype not in expected:
+            raise InputError(f"{label}: CTYPE{i} = {ctype!r} found, expected {' or '.join(expected)}")
     if any(re.match(r"^PC\d+_\d+$", key) for key in header):
-        raise InputError(f"{label}: a PCi_j matrix; expected CDi_j")
+        raise InputError(f"{label}: a PCi_j matrix found, expected CDi_j")
 
-    seen = fits.Header()
+    seen = fits.Header([("WCSAXES", n_axes)])
     for card in header.cards:
-        if not (_WCS_CARD.match(card.keyword) or card.keyword in ("LONPOLE", "LATPOLE")):
-            continue
-        if isinstance(card.value, int) and not isinstance(card.value, bool):
-            log.warning(
-                "%s: %s = %d IS NOT USED: the reference needs a decimal point (%d.)",
-                label,
-                card.keyword,
-                card.value,
-                card.value,
-            )
-            continue
-        seen[card.keyword] = card.value
-    seen["WCSAXES"] = n_axes
+        if _WCS_CARD.match(card.keyword):
+            seen[card.keyword] = card.value
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FITSFixedWarning)
-            wcs = WCS(header_bytes(seen), naxis=n_axes).wcs
+        wcs = Wcsprm(card_bytes(seen))
+        # units are converted first: a singular matrix fails later, and is only not used
+        with suppress(SingularMatrixError):
             wcs.set()
     except (WcsError, ValueError) as error:
         raise InputError(f"{label}: {error}") from error
@@ -388,7 +378,8 @@ def _parse_wcs(label: str, header: fits.Header) -> OutputWcs:
     planar: tuple[float, float, float, float] | None
     planar = float(cd[0, 0]), float(cd[0, 1]), float(cd[1, 0]), float(cd[1, 1])
     tilted = n_axes == 3 and any(cd[i, j] != 0 for i, j in ((0, 2), (2, 0), (2, 1), (1, 2)))
-    if planar[0] * planar[3] - planar[1] * planar[2] == 0 or tilted:
+    singular = planar[0] * planar[3] - planar[1] * planar[2] == 0 or (n_axes == 3 and cd[2, 2] == 0)
+    if singular or tilted:
         log.warning("%s: ITS CD MATRIX IS NOT USED: it is %s", label, "tilted" if tilted else "singular")
         planar = None
     sizes = [int(header.get(f"NAXIS{i}", 0)) for i in (1, 2, 3)]
@@ -403,7 +394,12 @@ def _parse_wcs(label: str, header: fits.Header) -> OutputWcs:
         planar,
         *(
             # WCSLIB works in metres; the way back is part of the reference's numbers
-            (ctypes[2] or "AWAV", float(wcs.crpix[2]), float(wcs.crval[2] * 1e10), float(cd[2, 2] * 1e10))
+            (
+                str(header["CTYPE3"]).strip(),
+                float(wcs.crpix[2]),
+                float(wcs.crval[2] * 1e10),
+                None if planar is None else float(cd[2, 2] * 1e10),
+            )
             if n_axes == 3
             else ()
         ),
