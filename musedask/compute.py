@@ -1,0 +1,350 @@
+"""Where tasks run, how much memory they may take, and what the user sees meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .errors import ComputeError, InputError, MusedaskError, PlanError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+log = logging.getLogger("musedask")
+T = TypeVar("T")
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+_BINARY = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def parse_bytes(text: str | int | float) -> int:
+    """Number of bytes of a text such as ``2GB``, ``500 MiB`` or ``1.5e9``.
+
+    Raises
+    ------
+    InputError
+        If it is not a positive size.
+    """
+    match = re.fullmatch(r"\s*([0-9.]+(?:[eE][+-]?\d+)?)\s*([KMGT]?)(i?)B?\s*", str(text), re.IGNORECASE)
+    if not match:
+        raise InputError(f"memory size {text!r} found, expected something like 2GB or 500MiB")
+    unit = (_BINARY if match[3] else _UNITS)[match[2].upper()]
+    size = int(float(match[1]) * unit)
+    if size <= 0:
+        raise InputError(f"memory size {text!r} found, expected more than 0")
+    return size
+
+
+def format_bytes(size: float) -> str:
+    """Size with a decimal unit, e.g. ``1.50 GB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(size) < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
+
+
+def default_memory_limit() -> int:
+    """Six tenths of the memory that is available now, heeding a cgroup limit."""
+    import psutil
+
+    available = psutil.virtual_memory().available
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):
+            with open(path) as file:
+                available = min(available, int(file.read()))
+    return int(0.6 * available)
+
+
+def default_workers() -> int:
+    """Number of CPUs that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def resolve_client(client: Client | None) -> Client | None:
+    """The given client, else the current default client, else None for local threads."""
+    if client is not None:
+        return client
+    # do not import distributed just to find that nobody uses it
+    if "distributed" in sys.modules:
+        from distributed import default_client
+
+        with contextlib.suppress(ValueError):
+            return default_client()
+    return None
+
+
+def n_threads(client: Client | None, n_workers: int | None) -> int:
+    """Number of tasks that run at a time."""
+    if client is None:
+        return n_workers or default_workers()
+    return sum(client.nthreads().values()) or 1
+
+
+@contextlib.contextmanager
+def open_cluster(spec: str | None, memory_limit: int | None = None) -> Iterator[Client | None]:
+    """Client for a ``--cluster`` option; the cluster is closed afterwards if it was started here.
+
+    Parameters
+    ----------
+    spec : str or None
+        None for local threads, ``local`` or ``local:N`` for N worker processes on this
+        machine, ``tcp://host:port`` for a running scheduler.
+
+    Raises
+    ------
+    InputError
+        If the text is none of these, or the scheduler cannot be reached.
+    """
+    if spec is None:
+        yield None
+        return
+    match = re.fullmatch(r"local(?::(\d+))?", spec)
+    if not match and not re.fullmatch(r"(tcp|tls|ws)://.+:\d+", spec):
+        raise InputError(f"--cluster {spec!r} found, expected local, local:N or tcp://host:port")
+    from distributed import Client as DistributedClient
+    from distributed import LocalCluster
+
+    started = time.perf_counter()
+    if match:
+        n = int(match[1]) if match[1] else default_workers()
+        if n < 1:
+            raise InputError(f"--cluster {spec!r}: at least one worker is needed")
+        dashboard = ":0"
+        with contextlib.suppress(ImportError):
+            import bokeh  # noqa: F401
+
+            dashboard = "127.0.0.1:0"
+        # the planner keeps the promise; a nanny that kills workers near it would only lose work
+        cluster = LocalCluster(
+            n_workers=n, threads_per_worker=1, memory_limit=0, dashboard_address=dashboard, host="127.0.0.1"
+        )
+        with cluster, DistributedClient(cluster) as client:
+            log.info(
+                "cluster: %d worker processes, started in %.1f s; dashboard %s",
+                n, time.perf_counter() - started, client.dashboard_link,
+            )  # fmt: skip
+            yield client
+        return
+    try:
+        with DistributedClient(spec, timeout="10s") as client:
+            log.info("cluster: scheduler %s; dashboard %s", spec, client.dashboard_link)
+            yield client
+    except (OSError, TimeoutError) as error:
+        raise InputError(f"--cluster {spec}: no scheduler answers there: {error}") from error
+
+
+class Progress:
+    """Progress of one kind of work: a bar on a terminal, now and then a line otherwise."""
+
+    def __init__(self, label: str, total: int, *, done: int = 0, enabled: bool = True) -> None:
+        self.label = label
+        self.total = total
+        self.done = done
+        self._first = done
+        self._start = self._printed = time.monotonic()
+        self._bar: Any = None
+        self._enabled = enabled and log.isEnabledFor(logging.INFO) and total > 0
+        if self._enabled and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+            from rich.progress import Progress as RichProgress
+
+            self._bar = RichProgress(
+                TextColumn("{task.description:>22}"), BarColumn(), MofNCompleteColumn(),
+                TimeRemainingColumn(elapsed_when_finished=True), console=Console(stderr=True),
+            )  # fmt: skip
+            self._task = self._bar.add_task(label, total=total, completed=done)
+
+    def __enter__(self) -> Progress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def advance(self, n: int = 1) -> None:
+        """Count finished work."""
+        self.done += n
+        if self._bar is not None:
+            self._bar.advance(self._task, n)
+            return
+        now = time.monotonic()
+        if self._enabled and now - self._printed > 5 and self.done < self.total:
+            self._printed = now
+            left = (now - self._start) / max(self.done - self._first, 1) * (self.total - self.done)
+            log.info("%s: %d/%d, %.0f s left", self.label, self.done, self.total, left)
+
+
+def run_tasks(
+    function: Callable[[T], Any],
+    items: Sequence[T],
+    *,
+    client: Client | None = None,
+    n_workers: int | None = None,
+    label: str = "",
+    on_result: Callable[[T, Any], None] | None = None,
+    done_before: int = 0,
+    retries: int = 2,
+) -> None:
+    """Run independent tasks, at most one per worker thread at a time.
+
+    Parameters
+    ----------
+    function : callable
+        Called with one item; with a client it must be picklable and small.
+    items : sequence
+    client : distributed.Client, optional
+        None runs them in local threads.
+    n_workers : int, optional
+        Number of local threads.
+    label : str
+        What to call the work.
+    on_result : callable, optional
+        Called in this thread with each item and its result, as they come.
+    done_before : int
+        Items of an earlier run, for the display.
+    retries : int
+        How often a failed task is tried again on a cluster; errors of the user's input are not.
+
+    Raises
+    ------
+    MusedaskError
+        The first error that a task raised about its input.
+    ComputeError
+        If tasks failed otherwise; all others have been finished.
+    """
+    total = len(items) + done_before
+    with Progress(label, total, done=done_before) as progress:
+        failures: list[tuple[T, BaseException]] = []
+
+        def finished(item: T, result: Any) -> None:
+            if on_result is not None:
+                on_result(item, result)
+            progress.advance()
+
+        if client is None:
+            _run_threads(function, items, n_workers or default_workers(), finished, failures)
+        else:
+            _run_client(client, function, items, finished, failures, retries)
+    for _, error in failures:
+        if isinstance(error, MusedaskError):
+            raise error
+        if isinstance(error, OSError) and error.errno == 28:
+            raise PlanError("no space left on the disk; finished work is kept, run again to go on") from error
+    if failures:
+        item, error = failures[0]
+        raise ComputeError(
+            f"{label}: {len(failures)} of {len(items)} tasks failed, all others are finished and kept; "
+            f"the first was {item!r}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _run_threads(
+    function: Callable[[T], Any],
+    items: Iterable[T],
+    workers: int,
+    finished: Callable[[T, Any], None],
+    failures: list[tuple[T, BaseException]],
+) -> None:
+    iterator = iter(items)
+    running: dict[Future[Any], T] = {}
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            while True:
+                stop = any(isinstance(e, (MusedaskError, OSError)) for _, e in failures)
+                while len(running) < workers and not stop:
+                    try:
+                        item = next(iterator)
+                    except StopIteration:
+                        break
+                    running[pool.submit(function, item)] = item
+                if not running:
+                    return
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    item = running.pop(future)
+                    error = future.exception()
+                    if error is None:
+                        finished(item, future.result())
+                    else:
+                        failures.append((item, error))
+        except BaseException:
+            for future in running:
+                future.cancel()
+            raise
+
+
+def _run_client(
+    client: Client,
+    function: Callable[[T], Any],
+    items: Sequence[T],
+    finished: Callable[[T, Any], None],
+    failures: list[tuple[T, BaseException]],
+    retries: int,
+) -> None:
+    from distributed import as_completed
+
+    futures = client.map(function, items, pure=False, retries=retries)
+    by_key = {future.key: item for future, item in zip(futures, items, strict=True)}
+    try:
+        for future in as_completed(futures):
+            item = by_key[future.key]
+            if future.status == "finished":
+                finished(item, future.result())
+            else:
+                error = future.exception() or RuntimeError(f"task {future.status}")
+                failures.append((item, error))
+                if isinstance(error, MusedaskError):
+                    break
+    finally:
+        client.cancel(futures)
+
+
+class MemoryMonitor:
+    """Peak of the resident memory of this process and its children, sampled in a thread."""
+
+    def __init__(self, interval: float = 0.05) -> None:
+        import psutil
+
+        self.peak = 0
+        self.processes = 1
+        self._process = psutil.Process()
+        self._interval = interval
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _sample(self) -> None:
+        import psutil
+
+        total = 0
+        members = [self._process, *self._process.children(recursive=True)]
+        for member in members:
+            with contextlib.suppress(psutil.Error):
+                total += member.memory_info().rss
+        self.processes = max(self.processes, len(members))
+        self.peak = max(self.peak, total)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._interval):
+            self._sample()
+
+    def __enter__(self) -> MemoryMonitor:
+        self._sample()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._sample()

@@ -1,0 +1,352 @@
+"""Cosmic-ray rejection on the voxel-sorted rows of a chunk.
+
+A row is a cosmic ray if its value exceeds ``level + crsigma * deviation`` of the rows in
+the voxels around its own.  The sample holds the rows with dq 0 or 32 of the voxel itself
+and of its neighbours in the two adjacent rows (direction X), columns (direction Y) or all
+26 neighbours (direction NONE); flags set here do not change it, so voxels are independent.
+
+For the median the costly quantities are the median m and the median absolute deviation of
+some 60 values.  Most voxels do not need them.  With c0 <= m <= c1 (proven when fewer than
+half of the sample lie below c0 and fewer than half above c1) and
+``t = (largest value of the voxel - c0) / crsigma``, a count below one half of the samples
+inside ``(c0 - t, c1 + t)`` proves MAD >= t, hence that nothing exceeds the limit.  The
+bracket is carried over from the voxel before.  Where the proof fails, m is selected
+exactly; where that does not settle it either, the MAD too.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+from .kernels import DATA, DQ, STAT, STATE_BAD, STATE_COSMIC, STATE_GOOD
+
+CR_TYPES = {"iraf": 0, "mean": 1, "median": 2}
+DIR_X, DIR_Y, DIR_NONE = 0, 1, 2
+_IRAF, _MEAN = 0, 1
+
+
+def direction(posang: float, mode: str, celestial: bool) -> int:
+    """Direction of the slices on the sky, from ``ESO INS DROT POSANG`` and ``MODE``.
+
+    Parameters
+    ----------
+    posang : float
+        Derotator position angle [deg].
+    mode : str
+        Derotator mode; in SKY mode the sign of the angle is flipped.
+    celestial : bool
+        False for tables in pixel units, whose slices always run along x.
+    """
+    if not celestial:
+        return DIR_X
+    angle = abs(-posang if mode.strip() == "SKY" else posang)
+    if any(abs(angle - a) < 5 for a in (0, 180, 360)):
+        return DIR_X
+    if any(abs(angle - a) < 5 for a in (90, 270)):
+        return DIR_Y
+    return DIR_NONE
+
+
+@njit(cache=True, nogil=True)
+def select(values, n, k):  # type: ignore[no-untyped-def]
+    """The k-th smallest (from 0) of the first n values, which are reordered (quickselect)."""
+    low = 0
+    high = n - 1
+    while high > low:
+        if high - low < 12:
+            for a in range(low + 1, high + 1):
+                v = values[a]
+                b = a - 1
+                while b >= low and values[b] > v:
+                    values[b + 1] = values[b]
+                    b -= 1
+                values[b + 1] = v
+            return values[k]
+        # median of three as pivot
+        middle = (low + high) >> 1
+        a0, a1, a2 = values[low], values[middle], values[high]
+        pivot = max(min(a0, a1), min(max(a0, a1), a2))
+        i = low
+        j = high
+        while i <= j:
+            while values[i] < pivot:
+                i += 1
+            while values[j] > pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i += 1
+                j -= 1
+        if k <= j:
+            high = j
+        elif k >= i:
+            low = i
+        else:
+            return values[k]
+    return values[k]
+
+
+@njit(cache=True, nogil=True)
+def median(values, n):  # type: ignore[no-untyped-def]
+    """Median of the first n values (reordered); mean of the two central ones for even n, float64."""
+    k = n >> 1
+    upper = np.float64(select(values, n, k))
+    if n & 1:
+        return upper
+    # after the selection everything before k is not larger
+    lower = values[0]
+    for a in range(1, k):
+        if values[a] > lower:
+            lower = values[a]
+    return (np.float64(lower) + upper) / 2.0
+
+
+@njit(cache=True, nogil=True)
+def _outwards(value, sign):  # type: ignore[no-untyped-def]
+    """Round to float32 so that the result is not nearer to the centre than `value`."""
+    return np.float32(value + sign * (abs(value) * 2.4e-7 + 1e-37))
+
+
+@njit(cache=True, nogil=True)
+def flag(  # type: ignore[no-untyped-def]
+    records, bits, offsets, window, region, cr_type, direction, crsigma, shortcuts, statistics
+):
+    """Set the state of cosmic-ray rows to STATE_COSMIC.
+
+    Parameters
+    ----------
+    records, bits, offsets, window
+        Voxel-sorted rows of a chunk, see `kernels`.
+    region : ndarray of int64, shape (6,)
+        Voxels to test, ``x0 x1 y0 y1 z0 z1`` in window coordinates; neighbours outside the
+        window do not exist.
+    cr_type : int
+        One of `CR_TYPES`.
+    direction : int or ndarray
+        DIR_X, DIR_Y or DIR_NONE.
+    crsigma : float
+    shortcuts : bool
+        False selects the median and the MAD of every voxel (for tests).
+    statistics : ndarray of int64, shape (4,)
+        Incremented: voxels tested, settled by the bracket, settled by the median, in full.
+    """
+    nx, ny, nz = window
+    x0, x1, y0, y1, z0, z1 = region
+    # the rows (or columns) beside the voxel; the voxel itself is added separately
+    n_merge = 3 if direction == DIR_NONE else 2
+    width = max(z1 - z0 + 2, 1)
+    # four slots hold the merged lines inner-1 .. inner+2, each merged once
+    merged_start = np.zeros((4, width + 1), np.int64)
+    merged = np.empty((4, 1024), np.float32)
+    merged_var = np.empty((4, 1024 if cr_type == _IRAF else 1), np.float32)
+    used = np.empty(n_merge, np.int64)
+    sample = np.empty(256, np.float32)
+    variances = np.empty(256 if cr_type == _IRAF else 1, np.float32)
+    distance = np.empty(256)
+    zf = max(z0 - 1, 0)
+    zl = min(z1 + 1, nz)
+    centre = 0.0
+    column_centre = 0.0
+    scale = 0.0
+    outer0, outer1, inner0, inner1 = (x0, x1, y0, y1)
+    n_outer, n_inner = nx, ny
+    if direction == DIR_Y:
+        outer0, outer1, inner0, inner1 = (y0, y1, x0, x1)
+        n_outer, n_inner = ny, nx
+    # `inner` steps across the slices, `outer` along them
+    for outer in range(outer0, outer1):
+        held = np.full(4, -10)
+        for inner in range(inner0, inner1):
+            base = _column(outer, inner, direction, ny, nz)
+            if offsets[base + z1] == offsets[base + z0]:
+                continue
+            for m in range(n_merge):
+                neighbour = inner + (m - 1 if n_merge == 3 else 2 * m - 1)
+                slot = (neighbour + 4) & 3
+                used[m] = slot
+                if held[slot] == neighbour:
+                    continue
+                held[slot] = neighbour
+                inside = 0 <= neighbour < n_inner
+                total = 0
+                if inside:
+                    for o in range(max(outer - 1, 0), min(outer + 2, n_outer)):
+                        b = _column(o, neighbour, direction, ny, nz)
+                        total += offsets[b + zl] - offsets[b + zf]
+                if total > merged.shape[1]:
+                    grown = np.empty((4, 2 * total), np.float32)
+                    for s in range(4):
+                        for p in range(merged_start[s, zl - zf]):
+                            grown[s, p] = merged[s, p]
+                    merged = grown
+                    if cr_type == _IRAF:
+                        grown = np.empty((4, 2 * total), np.float32)
+                        for s in range(4):
+                            for p in range(merged_start[s, zl - zf]):
+                                grown[s, p] = merged_var[s, p]
+                        merged_var = grown
+                n = 0
+                for z in range(zf, zl):
+                    merged_start[slot, z - zf] = n
+                    if inside:
+                        for o in range(max(outer - 1, 0), min(outer + 2, n_outer)):
+                            b = _column(o, neighbour, direction, ny, nz) + z
+                            for p in range(offsets[b], offsets[b + 1]):
+                                if bits[p, DQ] & 3 != STATE_BAD:
+                                    merged[slot, n] = records[p, DATA]
+                                    if cr_type == _IRAF:
+                                        merged_var[slot, n] = records[p, STAT]
+                                    n += 1
+                merged_start[slot, zl - zf] = n
+            # the bracket of the column before fits the start of this one better than its end
+            centre = column_centre
+            fresh = True
+            for z in range(z0, z1):
+                first = offsets[base + z]
+                last = offsets[base + z + 1]
+                if first == last:
+                    continue
+                largest = -np.inf
+                for p in range(first, last):
+                    value = np.float64(records[p, DATA])
+                    if value > largest:
+                        largest = value
+                if largest == -np.inf:
+                    continue
+                a = max(z - 1, zf) - zf
+                b = min(z + 2, zl) - zf
+                need = last - first
+                for s in used:
+                    need += merged_start[s, b] - merged_start[s, a]
+                if need > sample.shape[0]:
+                    sample = np.empty(2 * need, np.float32)
+                    distance = np.empty(2 * need)
+                    if cr_type == _IRAF:
+                        variances = np.empty(2 * need, np.float32)
+                n = 0
+                for s in used:
+                    start = merged_start[s, a]
+                    size = merged_start[s, b] - start
+                    for k in range(size):
+                        sample[n + k] = merged[s, start + k]
+                    if cr_type == _IRAF:
+                        for k in range(size):
+                            variances[n + k] = merged_var[s, start + k]
+                    n += size
+                if n_merge == 2:
+                    for p in range(first, last):
+                        if bits[p, DQ] & 3 != STATE_BAD:
+                            sample[n] = records[p, DATA]
+                            if cr_type == _IRAF:
+                                variances[n] = records[p, STAT]
+                            n += 1
+                if n < 3:
+                    continue
+                statistics[0] += 1
+                if cr_type == _IRAF:
+                    total_data = 0.0
+                    total_var = 0.0
+                    for k in range(n):
+                        total_data += sample[k]
+                        total_var += variances[k]
+                    limit = total_data / n + crsigma * (math.sqrt(total_var) / n)
+                elif cr_type == _MEAN:
+                    total_data = 0.0
+                    for k in range(n):
+                        total_data += sample[k]
+                    level = total_data / n
+                    squares = 0.0
+                    for k in range(n):
+                        squares += (sample[k] - level) * (sample[k] - level)
+                    limit = level + crsigma * math.sqrt(squares / (n - 1))
+                else:
+                    half = n * 0.5
+                    known = False
+                    if shortcuts and scale > 0.0:
+                        c0 = np.float32(centre - 0.35 * scale)
+                        c1 = np.float32(centre + 0.35 * scale)
+                        t = (largest - c0) / crsigma
+                        t += 1e-6 * abs(t) + 1e-9 * (abs(c0) + abs(largest))
+                        if t < 0.0:
+                            t = 0.0
+                        low = _outwards(c0 - t, -1.0)
+                        high = _outwards(c1 + t, 1.0)
+                        below = 0
+                        above = 0
+                        within = 0
+                        for k in range(n):
+                            v = sample[k]
+                            below += v < c0
+                            above += v > c1
+                            within += (v > low) & (v < high)
+                        if below < half and above < half:
+                            if within < half:
+                                statistics[1] += 1
+                                # drift with the level: the counts tell which way it goes
+                                centre += 0.5 * scale * (above - below) / n
+                                if fresh:
+                                    column_centre = centre
+                                    fresh = False
+                                continue
+                            known = True
+                            scale *= 0.97
+                    if known:
+                        # the median lies in the bracket: select among the few values there
+                        m_in = 0
+                        for k in range(n):
+                            v = sample[k]
+                            if c0 <= v <= c1:
+                                distance[m_in] = v
+                                m_in += 1
+                        rank = (n >> 1) - below
+                        level = np.float64(select(distance, m_in, rank))
+                        if not n & 1:
+                            lower = -np.inf
+                            for k in range(rank):
+                                if distance[k] > lower:
+                                    lower = distance[k]
+                            level = (lower + level) / 2.0
+                    else:
+                        for k in range(n):
+                            distance[k] = sample[k]
+                        level = median(distance, n)
+                    if shortcuts:
+                        t = (largest - level) / crsigma
+                        t += 1e-6 * abs(t) + 1e-9 * (abs(level) + abs(largest))
+                        within = 0
+                        for k in range(n):
+                            within += abs(sample[k] - level) < t
+                        settled = within < half
+                    else:
+                        settled = False
+                    if settled and known:
+                        statistics[2] += 1
+                        centre = 0.5 * (centre + level)
+                        if fresh:
+                            column_centre = centre
+                            fresh = False
+                        continue
+                    for k in range(n):
+                        distance[k] = abs(sample[k] - level)
+                    mad = median(distance, n)
+                    centre = level
+                    scale = mad
+                    if fresh:
+                        column_centre = centre
+                        fresh = False
+                    statistics[3] += 1
+                    limit = level + crsigma * mad
+                for p in range(first, last):
+                    if np.float64(records[p, DATA]) > limit and bits[p, DQ] & 3 == STATE_GOOD:
+                        bits[p, DQ] += STATE_COSMIC - STATE_GOOD
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _column(outer, inner, direction, ny, nz):  # type: ignore[no-untyped-def]
+    """Index of the first voxel of a column, `outer` along and `inner` across the slices."""
+    if direction == DIR_Y:
+        return (inner * ny + outer) * nz
+    return (outer * ny + inner) * nz

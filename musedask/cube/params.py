@@ -1,0 +1,193 @@
+"""Declarations of the recipes that make cubes, and their parameters as one checked object."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from ..errors import InputError
+from ..recipe import Parameter, Recipe
+from .kernels import METHODS
+
+_SAVE = Parameter(
+    "save",
+    str,
+    "cube",
+    "Select output product(s) to save: cube and/or combined (comma-separated).",
+)
+_RESAMPLE = Parameter("resample", str, "drizzle", "The resampling technique to use.", tuple(METHODS))
+_DX = Parameter(
+    "dx", float, 0.0, "Horizontal step size (arcsec, or pixel for tables in pixels); 0 = natural."
+)
+_DY = Parameter("dy", float, 0.0, "Vertical step size (arcsec, or pixel for tables in pixels); 0 = natural.")
+_DLAMBDA = Parameter("dlambda", float, 0.0, "Wavelength step size (Angstrom); 0 = natural.")
+_CRTYPE = Parameter(
+    "crtype", str, "median", "Statistics used to detect cosmic rays.", ("iraf", "mean", "median")
+)
+_RC = Parameter("rc", float, 1.25, 'Critical radius for the "renka" resampling method.')
+_LD = Parameter("ld", int, 1, "Number of adjacent voxels to take into account in each direction.")
+_FILTER = Parameter("filter", str, "white", "Filter name(s) of the field-of-view images, comma-separated.")
+_LAMBDAMIN = Parameter("lambdamin", float, 4000.0, "Cut off the data below this wavelength (Angstrom).")
+_LAMBDAMAX = Parameter("lambdamax", float, 10000.0, "Cut off the data above this wavelength (Angstrom).")
+
+
+def _crsigma(default: float) -> Parameter:
+    return Parameter("crsigma", float, default, "Sigma factor of the cosmic-ray rejection; <= 0: off.")
+
+
+def _pixfrac(default: str) -> Parameter:
+    return Parameter(
+        "pixfrac",
+        str,
+        default,
+        "Drop size of drizzle: 1 value for all directions, 2 for spatial,spectral, 3 for x,y,spectral.",
+    )
+
+
+def _format(*choices: str) -> Parameter:
+    return Parameter("format", str, "Cube", "Type of output file format.", choices)
+
+
+EXP_COMBINE = Recipe(
+    "muse_exp_combine",
+    "PIXTABLE_REDUCED",
+    (
+        _SAVE,
+        _RESAMPLE,
+        _DX,
+        _DY,
+        _DLAMBDA,
+        _CRTYPE,
+        _crsigma(10.0),
+        _RC,
+        _pixfrac("0.6,0.6"),
+        _LD,
+        _format("Cube", "Euro3D", "xCube", "xEuro3D", "sdpCube"),
+        Parameter(
+            "weight",
+            str,
+            "exptime",
+            "Weighting of the exposures.",
+            ("exptime", "fwhm", "header", "none"),
+        ),
+        _FILTER,
+        _LAMBDAMIN,
+        _LAMBDAMAX,
+    ),
+)
+
+MAKE_CUBE = Recipe(
+    "muse_scipost_make_cube",
+    "PIXTABLE_OBJECT",
+    (
+        _LAMBDAMIN,
+        _LAMBDAMAX,
+        _RESAMPLE,
+        _DX,
+        _DY,
+        _DLAMBDA,
+        _CRTYPE,
+        _crsigma(15.0),
+        _RC,
+        _pixfrac("0.8,0.8"),
+        _LD,
+        _format("Cube", "Euro3D", "xCube", "xEuro3D"),
+        Parameter("stacked", bool, False, "Also write a stacked two-dimensional image."),
+        _FILTER,
+    ),
+)
+
+#: options that the reference does not have, all off by default
+EXTRA = (
+    Parameter(
+        "cr_per_exposure",
+        bool,
+        False,
+        "Reject cosmic rays along the slices of each exposure, not those of the first one.",
+    ),
+    Parameter("nearest_corrected", bool, False, "Use true distances in the nearest method."),
+    Parameter("weight_map", bool, False, "Also save the sum of weights and the number of pixels per voxel."),
+)
+
+
+@dataclass(frozen=True)
+class ResampleParams:
+    """Everything that decides the numbers of a cube, besides the data and the output WCS.
+
+    The attributes are the recipe parameters of the same name (see `EXP_COMBINE`); `pixfrac`
+    is expanded to three values (x, y, wavelength).
+    """
+
+    resample: str
+    dx: float
+    dy: float
+    dlambda: float
+    crtype: str
+    crsigma: float
+    rc: float
+    pixfrac: tuple[float, float, float]
+    ld: int
+    lambdamin: float
+    lambdamax: float
+    weight: str
+    cr_per_exposure: bool = False
+    nearest_corrected: bool = False
+    weight_map: bool = False
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any], extra: Mapping[str, Any] | None = None) -> ResampleParams:
+        """Build from the resolved values of a recipe.
+
+        Raises
+        ------
+        InputError
+            If `pixfrac` is not 1 to 3 positive numbers or the wavelength range is empty.
+        """
+        names = {f.name for f in fields(cls)}
+        known = {name: value for name, value in values.items() if name in names}
+        known["pixfrac"] = parse_pixfrac(values["pixfrac"])
+        known["ld"] = values["ld"] if values["ld"] > 0 else 1
+        known.setdefault("weight", "none")
+        if not values["lambdamin"] < values["lambdamax"]:
+            raise InputError(
+                f"empty wavelength range: lambdamin {values['lambdamin']:g} is not below "
+                f"lambdamax {values['lambdamax']:g}"
+            )
+        return cls(**known, **{p.name: p.check((extra or {}).get(p.name, p.default)) for p in EXTRA})
+
+    @property
+    def halo(self) -> int:
+        """Voxels beyond a chunk, in each direction, that its result depends on."""
+        reach = 0 if self.resample == "nearest" else self.ld
+        return reach + (1 if self.crsigma > 0 else 0)
+
+    @property
+    def reach(self) -> int:
+        """Voxels from which a voxel takes rows."""
+        return 0 if self.resample == "nearest" else self.ld
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for fingerprints."""
+        return asdict(self)
+
+
+def parse_pixfrac(text: str) -> tuple[float, float, float]:
+    """Expand the text of ``pixfrac`` to (x, y, wavelength).
+
+    Raises
+    ------
+    InputError
+        If it is not one to three positive numbers.
+    """
+    try:
+        values = [float(part) for part in str(text).split(",") if part.strip()]
+    except ValueError as error:
+        raise InputError(f"parameter pixfrac: {text!r} found, expected 1 to 3 numbers") from error
+    if not 1 <= len(values) <= 3 or min(values) <= 0:
+        raise InputError(f"parameter pixfrac: {text!r} found, expected 1 to 3 positive numbers")
+    if len(values) == 1:
+        return values[0], values[0], values[0]
+    if len(values) == 2:
+        return values[0], values[0], values[1]
+    return values[0], values[1], values[2]

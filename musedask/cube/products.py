@@ -1,0 +1,448 @@
+"""Headers of the products: cubes and field-of-view images as the reference pipeline writes them.
+
+The primary header of a product is that of the combined pixel table, over which the header of
+the first raw file (in the order in which files were given) is laid: observation, telescope and
+instrument cards and the processing history are those of that file, all others those of the
+first exposure in time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from astropy.io import fits
+
+from .._version import __version__
+from ..io.headers import PIXTABLE, STRUCTURAL, Card, float64_card, set_card
+from ..recipe import Parameter, Recipe
+from .grid import Grid, wcs_cards
+
+FLUX_UNIT = "10**(-20)*erg/s/cm**2/Angstrom"
+
+#: cards that describe world coordinates to the reference: in DATA and STAT, never in the primary header
+_WCS = re.compile(
+    r"^((CRVAL|CRPIX|CDELT|CTYPE|CUNIT|CRDER|CSYER)\d|CD\d_\d|LONPOLE|LATPOLE|WCSAXES)$"
+)
+#: cards of a pixel table that its products do not have
+_DROPPED = re.compile(
+    r"^(COMMENT|CONTINUE||HDRVER|ORIGFILE|EXTNAME|INHERIT|DATAMD5|BUNIT|HDUVERS|DATAMIN|DATAMAX|BLOCKED|"
+    rf"ZIMAGE|ZHECKSUM|ZDATASUM|ZCMPTYPE|ZNAXIS\d*|{PIXTABLE} .*|ESO QC .*|ESO PRO .*|ESO DPR .*)$"
+)
+#: cards about extensions, which images do not keep either
+_EXTENSION = re.compile(r"^(HDU.*|SCIDATA|ERRDATA|QUALDATA|QUALMASK|SPECSYS)$")
+#: cards that come from the first raw file; the first ones in the order of the reference
+_FROM_RAW = (
+    "DATE", "ORIGIN", "TELESCOP", "INSTRUME", "EQUINOX", "RADESYS", "PI-COI", "OBSERVER", "RA", "DEC",
+    "EXPTIME", "MJD-OBS", "DATE-OBS", "UTC", "LST",
+)  # fmt: skip
+_FIRST = (*_FROM_RAW, "TIMESYS", "MJD-END", "OBJECT", "PIPEFILE")
+_RAW_GROUPS = re.compile(r"^ESO (?!DRS |QC |DPR |PRO )|^ESO PRO REC\d+ ")
+_GROUPS = ("OBS", "TPL", "GEN", "TEL", "INS", "DET", "LOG", "PRO")
+#: science products
+_SCIENCE = re.compile(r"muse_sci|muse_exp_combine")
+
+
+def card(keyword: str, value: Any, comment: str | None = "") -> fits.Card:
+    """Make a card; what does not fit into its 80 characters is cut, as the reference does."""
+    long = len(keyword) > 8 or " " in keyword
+    if isinstance(value, str) and long:
+        room = 80 - len(f"HIERARCH {keyword}= ''")
+        while len(value.replace("'", "''")) > room:
+            value = value[:-1]
+    elif isinstance(value, float):
+        value = float64_card(value)
+    return fits.Card(f"HIERARCH {keyword}" if long else keyword, value, comment or "")
+
+
+def _put(header: fits.Header, keyword: str, value: Any, comment: str | None = None) -> None:
+    """Replace the value of a card, or append a card."""
+    made = card(keyword, value, comment)
+    if keyword in header:
+        set_card(header, keyword, made.value, comment)
+    else:
+        header.append(made, end=True)
+
+
+def _renamed(header: fits.Header) -> fits.Header:
+    """Copy with RADESYS instead of RADECSYS and with numbers as the reference writes them."""
+    result = fits.Header()
+    for c in header.cards:
+        keyword = "RADESYS" if c.keyword == "RADECSYS" else c.keyword
+        if keyword == "RADESYS" and keyword in result:
+            continue
+        if keyword in ("COMMENT", "HISTORY", ""):
+            result.append(c, end=True)
+        else:
+            result.append(card(keyword, c.value, c.comment), end=True)
+    return result
+
+
+def _in_order(header: fits.Header) -> fits.Header:
+    """Sort the cards by their groups, stably, as the reference does."""
+
+    def rank(c: fits.Card) -> tuple[int, int]:
+        keyword = c.keyword
+        if keyword in _FIRST:
+            return 0, _FIRST.index(keyword)
+        if keyword in ("ARCFILE", "DATAMD5"):
+            return 2, 0
+        if keyword in ("HISTORY", "COMMENT", ""):
+            return 7, 0
+        if not keyword.startswith("ESO "):
+            return (1, 0) if " " not in keyword and len(keyword) <= 8 else (6, 0)
+        group = keyword.split()[1]
+        for i, name in enumerate(_GROUPS):
+            if re.fullmatch(rf"{name}\d*", group):
+                return 3, i
+        return (5, 0) if keyword.startswith("ESO DRS MUSE") else (4, 0)
+
+    result = fits.Header()
+    for c in sorted(header.cards, key=rank):
+        result.append(c, end=True)
+    return result
+
+
+def _primary(
+    table: fits.Header,
+    raw: fits.Header,
+    *,
+    recipe: Recipe,
+    values: Mapping[str, Any],
+    raws: Sequence[tuple[str, str]],
+    calibs: Sequence[tuple[str, str, str | None]],
+    category: str,
+    file_name: str,
+    date: str,
+) -> fits.Header:
+    table, raw = _renamed(table), _renamed(raw)
+    header = fits.Header()
+    for c in table.cards:
+        if STRUCTURAL.match(c.keyword) or _DROPPED.match(c.keyword) or _WCS.match(c.keyword):
+            continue
+        header.append(c, end=True)
+    for c in raw.cards:
+        if c.keyword in (*_FROM_RAW, "ARCFILE") or _RAW_GROUPS.match(c.keyword):
+            _put(header, c.keyword, c.value, c.comment)
+    _put(header, "DATE", date, "file creation date (YYYY-MM-DDThh:mm:ss UT)")
+    _put(header, "PIPEFILE", file_name, "Filename of data product")
+    if f"{PIXTABLE} FFCORR" in table:
+        comment = "Data was flat-field spectrum corrected"
+        _put(header, "ESO DRS MUSE FLUX FFCORR", True, comment)
+    _offset_comments(header)
+    ancestor = raw.get("ESO PRO ANCESTOR", raw.get("ARCFILE"))
+    if ancestor is not None:
+        _put(header, "ESO PRO ANCESTOR", ancestor)
+    for c in _pro_cards(recipe, values, raws, calibs, category, record=_next_record(raw)):
+        _put(header, *c)
+    return _in_order(header)
+
+
+def _next_record(raw: fits.Header) -> int:
+    number = 1
+    while f"ESO PRO REC{number} ID" in raw:
+        number += 1
+    return number
+
+
+def _pro_cards(
+    recipe: Recipe,
+    values: Mapping[str, Any],
+    raws: Sequence[tuple[str, str]],
+    calibs: Sequence[tuple[str, str, str | None]],
+    category: str,
+    record: int,
+) -> list[Card]:
+    rec = f"ESO PRO REC{record}"
+    cards: list[Card] = [
+        ["ESO PRO DID", "PRO-1.16", "Data dictionary for PRO"],
+        ["ESO PRO CATG", category, "Category of pipeline product frame"],
+        ["ESO PRO TYPE", "REDUCED", "Product type"],
+        ["ESO PRO TECH", "IFU", "Observation technique"],
+        ["ESO PRO SCIENCE", bool(_SCIENCE.search(recipe.name)), "Scientific product if T"],
+        [f"{rec} ID", recipe.name, "Pipeline recipe (unique) identifier"],
+        [f"{rec} DRS ID", f"musedask-{__version__}", "Data Reduction System identifier"],
+        [f"{rec} PIPE ID", f"musedask/{__version__}", "Pipeline (unique) identifier"],
+    ]
+    # a file that is listed more than once is recorded once
+    for i, (name, tag) in enumerate(dict.fromkeys(raws), 1):
+        cards.append([f"{rec} RAW{i} NAME", name, "File name of raw frame"])
+        cards.append([f"{rec} RAW{i} CATG", tag, "Category of raw frame"])
+    cards.append(["ESO PRO DATANCOM", len(dict.fromkeys(raws)), "Number of combined frames"])
+    for i, (name, tag, md5) in enumerate(sorted(calibs, key=lambda c: c[1]), 1):
+        cards.append([f"{rec} CAL{i} NAME", name, "File name of calibration frame"])
+        cards.append([f"{rec} CAL{i} CATG", tag, "Category of calibration frame"])
+        if md5 is not None:
+            cards.append([f"{rec} CAL{i} DATAMD5", md5, "MD5 signature of calib frame"])
+    for i, parameter in enumerate(recipe.parameters, 1):
+        cards.append([f"{rec} PARAM{i} NAME", parameter.name, parameter.help])
+        value = parameter.to_card(values[parameter.name])
+        cards.append([f"{rec} PARAM{i} VALUE", value, f"Default: {_default(parameter)}"])
+    return cards
+
+
+def _default(parameter: Parameter) -> str:
+    text = parameter.to_card(parameter.default)
+    return f"'{text}'" if parameter.type is str else text
+
+
+def _offset_comments(header: fits.Header) -> None:
+    for c in list(header.cards):
+        match = re.match(r"ESO DRS MUSE (OFFSET(\d+) (DRA|DDEC|DATE-OBS)|FLUX SCALE\d+)$", c.keyword)
+        if not match:
+            continue
+        if match[3] in ("DRA", "DDEC"):
+            comment = f"[deg] (= {c.value * 3600:f} arcsec) {match[3][1:]} offset applied"
+        elif match[3]:
+            comment = f"offset {match[2]} applied to exposure of this DATE-OBS"
+        else:
+            comment = "flux scale factor applied"
+        header.comments[c.keyword] = comment
+
+
+def hdu_cards(kind: str) -> list[Card]:
+    """Cards on the class of an extension; `kind` is ``DATA`` (with errors), ``STAT`` or ``IMAGE``."""
+    cards: list[Card] = [
+        ["HDUCLASS", "ESO", "class name (ESO format)"],
+        ["HDUDOC", "DICD", "document with class description"],
+        ["HDUVERS", "DICD version 6", "version number (according to spec v2.5.1)"],
+        ["HDUCLAS1", "IMAGE", "Image data format"],
+    ]
+    if kind == "STAT":
+        cards += [
+            ["HDUCLAS2", "ERROR", "this extension contains variance"],
+            ["HDUCLAS3", "MSE", "the extension contains variances (sigma**2)"],
+            ["SCIDATA", "DATA", "pointer to the data extension"],
+        ]
+    else:
+        cards.append(["HDUCLAS2", "DATA", "this extension contains the data itself"])
+        if kind == "DATA":
+            cards.append(["ERRDATA", "STAT", "pointer to the variance extension"])
+    return cards
+
+
+def _extension(table: fits.Header, grid: Grid, kind: str, comment: str, unit: str) -> fits.Header:
+    header = fits.Header()
+    if "OBJECT" in table:
+        _put(header, "OBJECT", f"{table['OBJECT']} ({kind})", "")
+    ours = {c[0]: c for c in wcs_cards(grid)}
+    ours.pop("WCSAXES", None)
+    if grid.celestial:
+        for c in table.cards:
+            # what the table says beyond the grid (errors, poles) holds for the cube as well
+            if _WCS.match(c.keyword) and c.keyword != "WCSAXES":
+                value = ours.pop(c.keyword)[1] if c.keyword in ours else c.value
+                _put(header, c.keyword, value, c.comment)
+        # units that the table does not have are those of the standard
+        for axis in (1, 2):
+            ours.pop(f"CUNIT{axis}", None)
+    for c in ours.values():
+        _put(header, c[0], c[1])
+    _put(header, "EXTNAME", kind, comment)
+    for c in hdu_cards(kind):
+        _put(header, *c)
+    _put(header, "BUNIT", unit, "")
+    return header
+
+
+def product_headers(
+    table_header: fits.Header,
+    grid: Grid,
+    *,
+    recipe: Recipe,
+    values: Mapping[str, Any],
+    raws: Sequence[tuple[str, str]],
+    calibs: Sequence[tuple[str, str, str | None]],
+    units: tuple[str, str],
+    raw_header: fits.Header | None = None,
+    qc: Iterable[Card] = (),
+    category: str = "DATACUBE_FINAL",
+    file_name: str | None = None,
+    date: str | None = None,
+) -> tuple[fits.Header, fits.Header, fits.Header]:
+    """Headers of the primary, DATA and STAT parts of a cube.
+
+    Structural cards and ``DATAMD5``, ``CHECKSUM``, ``DATASUM`` are left to the writer.
+
+    Parameters
+    ----------
+    table_header : astropy.io.fits.Header
+        Header of the combined pixel table, see `exposure.place`.
+    grid : Grid
+        World coordinates of the cube.
+    recipe : Recipe
+        The recipe that is being run.
+    values : mapping of str to object
+        Resolved values of all its parameters.
+    raws : sequence of (str, str)
+        Names without folder and tags of the pixel tables, in the order in which they were given.
+    calibs : sequence of (str, str, str or None)
+        Names, tags and ``DATAMD5`` of the other files that were used.
+    units : tuple of str
+        Units of data and variances.
+    raw_header : astropy.io.fits.Header, optional
+        Primary header of the first of `raws`; by default the table's.
+    qc : iterable of Card
+        Quality-control cards, see `qc_fwhm`.
+    category : str
+        ``ESO PRO CATG``.
+    file_name : str, optional
+        ``PIPEFILE``; by default the category and ``.fits``.
+    date : str, optional
+        ``DATE``; by default now.
+
+    Returns
+    -------
+    primary, data, stat : astropy.io.fits.Header
+    """
+    primary = _primary(
+        table_header,
+        table_header if raw_header is None else raw_header,
+        recipe=recipe,
+        values=values,
+        raws=raws,
+        calibs=calibs,
+        category=category,
+        file_name=f"{category}.fits" if file_name is None else file_name,
+        date=date or datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"),
+    )
+    add_qc(primary, qc)
+    data = _extension(table_header, grid, "DATA", "This extension contains data values", units[0])
+    stat = _extension(table_header, grid, "STAT", "This extension contains data variance", units[1])
+    return primary, data, stat
+
+
+def add_qc(primary: fits.Header, qc: Iterable[Card]) -> None:
+    """Insert quality-control cards before those of ``ESO DRS MUSE``, where the reference has them."""
+    place = next((i for i, c in enumerate(primary.cards) if c.keyword.startswith("ESO DRS MUSE")), None)
+    for keyword, value, comment in qc:
+        made = card(keyword, value, comment)
+        if place is None:
+            primary.append(made, end=True)
+        else:
+            primary.insert(place, made)
+            place += 1
+
+
+def stat_unit(data_unit: str) -> str:
+    """Unit of variances to a unit of data."""
+    return f"({data_unit})**2"
+
+
+@dataclass(frozen=True)
+class FilterInfo:
+    """What the header of a field-of-view image says about its filter.
+
+    Attributes
+    ----------
+    name : str
+    fraction : float
+        Part of the curve that the cube covers [%].
+    zp_vega, zp_ab : float or None
+        Zero points [mag].
+    """
+
+    name: str
+    fraction: float
+    zp_vega: float | None = None
+    zp_ab: float | None = None
+
+    def cards(self) -> list[Card]:
+        """The ``ESO DRS MUSE FILTER`` cards."""
+        from ..io.headers import float32_card
+
+        cards: list[Card] = [["ESO DRS MUSE FILTER NAME", self.name, "filter name used"]]
+        if self.zp_vega is not None:
+            cards.append(["ESO DRS MUSE FILTER ZPVEGA", self.zp_vega, "[mag] Vega-mag zeropoint"])
+        if self.zp_ab is not None:
+            cards.append(["ESO DRS MUSE FILTER ZPAB", self.zp_ab, "[mag] AB-mag zeropoint"])
+        comment = "[%] fraction of filter covered by data"
+        cards.append(["ESO DRS MUSE FILTER FRACTION", float32_card(self.fraction), comment])
+        return cards
+
+
+def _image_wcs(data: fits.Header) -> list[fits.Card]:
+    """World coordinates of a plane of a cube."""
+    third = re.compile(r"3$|^CD3_")
+    return [c for c in data.cards if _WCS.match(c.keyword) and not third.search(c.keyword)]
+
+
+def fov_header(primary: fits.Header, data: fits.Header, filter_cards: Iterable[Card]) -> fits.Header:
+    """Header of a field-of-view image within an xCube, and in a Zarr store.
+
+    Parameters
+    ----------
+    primary, data : astropy.io.fits.Header
+        Of the cube.
+    filter_cards : iterable of Card
+        The ``ESO DRS MUSE FILTER`` cards, the first of which has the name; see `FilterInfo`.
+
+    Returns
+    -------
+    astropy.io.fits.Header
+    """
+    filter_cards = list(filter_cards)
+    name = filter_cards[0][1]
+    header = fits.Header()
+    if "OBJECT" in primary:
+        _put(header, "OBJECT", f"{primary['OBJECT']} ({name})", "")
+    for c in _image_wcs(data):
+        _put(header, c.keyword, c.value, c.comment)
+    _put(header, "EXTNAME", name, "reconstructed image (data values)")
+    for made in hdu_cards("IMAGE"):
+        _put(header, *made)
+    _put(header, "BUNIT", data.get("BUNIT", ""), "")
+    for made in filter_cards:
+        _put(header, *made)
+    return header
+
+
+def image_headers(
+    primary: fits.Header,
+    data: fits.Header,
+    filter_cards: Iterable[Card],
+    number: int,
+    *,
+    category: str = "IMAGE_FOV",
+) -> tuple[fits.Header, fits.Header]:
+    """Headers of a field-of-view image that is a file of its own.
+
+    Parameters
+    ----------
+    primary, data : astropy.io.fits.Header
+        Of the cube.
+    filter_cards : iterable of Card
+        See `fov_header`.
+    number : int
+        Running number of the image, from 1.
+    category : str
+        ``ESO PRO CATG``.
+
+    Returns
+    -------
+    primary, data : astropy.io.fits.Header
+    """
+    filter_cards = list(filter_cards)
+    name = filter_cards[0][1]
+    head = fits.Header()
+    for c in primary.cards:
+        if not _EXTENSION.match(c.keyword):
+            head.append(c, end=True)
+    if "OBJECT" in head:
+        head["OBJECT"] = f"{head['OBJECT']} ({name})"
+    head["PIPEFILE"] = f"{category}_{number:04d}.fits"
+    set_card(head, "ESO PRO CATG", category)
+    for made in filter_cards:
+        _put(head, *made)
+    extension = fits.Header()
+    for c in _image_wcs(data):
+        _put(extension, c.keyword, c.value, c.comment)
+    _put(extension, "INHERIT", True, "")
+    _put(extension, "EXTNAME", "DATA", "This extension contains data values")
+    for made in hdu_cards("IMAGE"):
+        _put(extension, *made)
+    _put(extension, "BUNIT", data.get("BUNIT", ""), "")
+    return head, extension
