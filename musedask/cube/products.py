@@ -427,10 +427,9 @@ def image_headers(
     """
     filter_cards = list(filter_cards)
     name = filter_cards[0][1]
-    head = fits.Header()
-    for c in primary.cards:
-        if not _EXTENSION.match(c.keyword):
-            head.append(c, end=True)
+    head = primary.copy()
+    for keyword in {c.keyword for c in head.cards if _EXTENSION.match(c.keyword)}:
+        head.remove(keyword, remove_all=True)
     if "OBJECT" in head:
         head["OBJECT"] = f"{head['OBJECT']} ({name})"
     head["PIPEFILE"] = f"{category}_{number:04d}.fits"

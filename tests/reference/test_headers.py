@@ -1,0 +1,336 @@
+"""Every card of the reference's products is in ours with the same value, or there is a reason why not."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import warnings
+
+import numpy as np
+import pytest
+from astropy.io import fits
+
+from musedask.cube.exposure import group_exposures, place
+from musedask.cube.grid import Limits, make_grid
+from musedask.cube.params import EXP_COMBINE, MAKE_CUBE, ResampleParams
+from musedask.cube.products import (
+    FilterInfo,
+    fov_header,
+    image_headers,
+    product_headers,
+    stat_unit,
+)
+from musedask.cube.store import block_limits, prepare, read_block
+from musedask.io.headers import STRUCTURAL
+from musedask.io.tables import read_offset_list, read_output_wcs
+from musedask.sim import Scene, Star, simulate_pixtables
+
+pytestmark = pytest.mark.esorex
+
+FIELD = {
+    "ifus": (12, 13),
+    "slices": 12,
+    "slice_width": 24,
+    "wave_range": (6540.0, 6550.0),
+    "scene": Scene((Star(0.6, -0.4, 60000.0), Star(-1.6, 0.9, 40000.0)), fwhm=1.0),
+}
+
+#: cards that may differ from those of the reference, and why
+REASONS = {
+    r"DATE": "time of the run",
+    r"DATAMD5|CHECKSUM|DATASUM": "made by the writer from the bytes of the file",
+    r"COMMENT": "boilerplate of CFITSIO about the FITS format",
+    r"ESO PRO REC\d+ (DRS|PIPE) ID": "says that musedask made the file",
+    r"ESO QC .*": "tested in test_qc",
+}
+#: the same for images
+IMAGE_REASONS = {
+    **REASONS,
+    r"ESO PRO REC\d+ CAL\d+ .*": "an image of the reference lists what had been read when it was written:"
+    " FILTER_LIST is missing in those before its first use; ours lists what the cube lists",
+}
+#: cards whose value the reference spoils
+SPOILT = {
+    r"CONTINUE": "the reference cuts long strings into cards that are no FITS",
+    r"LONGSTR": "the reference cuts long strings into cards that are no FITS",
+    r"UNDEF": "the reference turns a missing value into its comment",
+}
+
+
+@pytest.fixture(autouse=True)
+def esorex():
+    if shutil.which("esorex") is None:
+        if os.environ.get("CI"):
+            pytest.fail("esorex is not installed, but CI needs it")
+        pytest.skip("esorex is not installed")
+
+
+def run(recipe, inputs, folder, **options):
+    """Run a recipe on (path, tag) pairs; returns the folder of its products."""
+    folder.mkdir()
+    sof = folder / "in.sof"
+    sof.write_text("".join(f"{path} {tag}\n" for path, tag in inputs))
+    done = subprocess.run(
+        ["esorex", recipe.name, *(f"--{k}={v}" for k, v in options.items()), str(sof)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout
+    return folder
+
+
+def layout(recipe, inputs, **options):
+    """Header of the combined table, grid and other arguments of product_headers, as in a run of ours."""
+    values = recipe.resolve(options)
+    params = ResampleParams.from_values(values)
+    of = {tag: path for path, tag in inputs}
+    tables = [path for path, tag in inputs if tag.startswith("PIXTABLE")]
+    exposures = group_exposures(tables)
+    offsets = read_offset_list(of["OFFSET_LIST"]) if "OFFSET_LIST" in of else None
+    output = read_output_wcs(of["OUTPUT_WCS"]) if "OUTPUT_WCS" in of else None
+    stage = exposures[0].stage
+    if stage == "rad":
+        placements, header = place(exposures, offsets, params.weight)
+    else:
+        placements, header = None, exposures[0].header.copy()
+    if stage != "rad":
+        limits = Limits.from_header(header)
+    else:
+        extremes = np.array([np.inf, -np.inf] * 3)
+        for i, exposure in enumerate(exposures):
+            for source in exposure.sources:
+                rows, _ = read_block(exposure, source, 0, source.table.n_rows, (4000.0, 10000.0))
+                if placements:
+                    vacuum = output is not None and output.ctype3.startswith("WAVE")
+                    prepare(rows, placements[i], vacuum=vacuum)
+                found = np.array(block_limits(rows))
+                extremes[::2] = np.minimum(extremes[::2], found[::2])
+                extremes[1::2] = np.maximum(extremes[1::2], found[1::2])
+        zero = (header["CRVAL1"], header["CRVAL2"]) if stage != "pix" else (0.0, 0.0)
+        limits = Limits.from_rows(extremes, zero)
+    grid = make_grid(header, limits, params, output, celestial=stage != "pix")
+    calibs = []
+    for path, tag in inputs:
+        filters = str(values["filter"]).split(",")
+        if tag.startswith("PIXTABLE") or (tag == "FILTER_LIST" and filters == ["white"]):
+            continue
+        calibs.append((os.path.basename(path), tag, fits.getheader(path).get("DATAMD5")))
+    unit = exposures[0].sources[0].table.columns["data"].unit
+    return header, grid, {
+        "recipe": recipe,
+        "values": values,
+        "raws": [(os.path.basename(p), tag) for p, tag in inputs if tag.startswith("PIXTABLE")],
+        "calibs": calibs,
+        "units": (unit, stat_unit(unit)),
+        "raw_header": fits.getheader(tables[0]),
+    }  # fmt: skip
+
+
+def written(header):
+    """The header after it has been in a file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fits.verify.VerifyWarning)
+        return fits.Header.fromstring(header.tostring())
+
+
+def compare(ours, reference, *, reasons=REASONS, rel=1e-13):
+    """Compare all cards; returns the keywords that were let pass for a reason."""
+    ours = written(ours)
+    passed = re.compile("|".join(f"({pattern})$" for pattern in reasons))
+    keys = {
+        name: [c.keyword for c in header.cards if not STRUCTURAL.match(c.keyword)]
+        for name, header in (("ours", ours), ("reference", reference))
+    }
+    for name, found in keys.items():
+        twice = {k for k in found if found.count(k) > 1 and k not in ("COMMENT", "HISTORY", "CONTINUE")}
+        assert not twice, f"{name}: {twice}"
+    differing = {k for k in set(keys["ours"]) ^ set(keys["reference"]) if not passed.match(k)}
+    assert not differing, {k: "ours" if k in ours else "reference" for k in differing}
+    for key in set(keys["ours"]) & set(keys["reference"]):
+        if passed.match(key):
+            continue
+        mine, theirs = ours[key], reference[key]
+        if isinstance(mine, (int, float)) and isinstance(theirs, (int, float)):
+            # the last digits of a projection depend on the mathematical library
+            tolerance = 1e-9 if key.startswith("CRPIX") else 1e-300
+            assert mine == pytest.approx(theirs, rel=rel, abs=tolerance), key
+            assert isinstance(mine, bool) == isinstance(theirs, bool), key
+        else:
+            assert str(mine) == str(theirs), key
+
+
+def compare_comments(ours, reference):
+    """Comments of cards are the same as far as they fit, except descriptions of parameters."""
+    ours = written(ours)
+    for key in set(ours) & set(reference):
+        if re.match(r"ESO PRO REC\d+ (PARAM\d+ NAME|.* ID|CAL\d+ .*)|DATE|DATAMD5|.*SUM|COMMENT", key):
+            continue
+        a, b = (h.comments[key].strip() for h in (ours, reference))
+        # a number of more digits leaves less room
+        assert a.startswith(b[:12]) or b.startswith(a[:12]), (key, a, b)
+
+
+@pytest.fixture(scope="module")
+def sim(tmp_path_factory):
+    return simulate_pixtables(
+        tmp_path_factory.mktemp("rad") / "in",
+        **FIELD,
+        rotations=(0.0, 90.0, 33.0),
+        exptimes=(900, 600),
+        flux_scales=(1.0, 1.2, 0.9),
+        pointing_errors=[(2.0, -1.0), (-1.0, 0.5), (0.3, 0.8)],
+    )
+
+
+def filter_list(path):
+    wave = np.arange(6500.0, 6600.0)
+    table = fits.BinTableHDU.from_columns(
+        [
+            fits.Column("lambda", "1D", unit="Angstrom", array=wave),
+            fits.Column("throughput", "1D", array=np.exp(-0.5 * ((wave - 6550) / 10) ** 2)),
+        ]
+    )
+    table.header.update({"EXTNAME": "Narrow", "ZP_VEGA": 0.5, "ZP_AB": 1.5})
+    primary = fits.PrimaryHDU()
+    primary.header["DATAMD5"] = "0123456789abcdef0123456789abcdef"
+    fits.HDUList([primary, table]).writeto(path)
+    return path
+
+
+def output_wcs(path):
+    hdu = fits.ImageHDU(np.zeros((8, 40, 38), np.float32))
+    hdu.header.update(
+        {
+            "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN", "CTYPE3": "WAVE-LOG",
+            "CUNIT1": "deg", "CUNIT2": "deg", "CUNIT3": "Angstrom",
+            "CRVAL1": 150.1, "CRVAL2": -27.8, "CRVAL3": 6541.123456789012,
+            "CRPIX1": 20.3, "CRPIX2": 19.7, "CRPIX3": 1.0,
+            "CD1_1": -0.25 / 3600, "CD2_2": 0.25 / 3600, "CD1_2": 1e-6, "CD2_1": 1e-6, "CD3_3": 1.5,
+        }
+    )  # fmt: skip
+    fits.HDUList([fits.PrimaryHDU(), hdu]).writeto(path)
+    return path
+
+
+def check_cube(folder, ours, *, reasons=REASONS):
+    with fits.open(folder / "DATACUBE_FINAL.fits") as hdus:
+        for header, name in zip(ours, (0, "DATA", "STAT"), strict=True):
+            compare(header, hdus[name].header, reasons=reasons)
+            if reasons is REASONS:
+                compare_comments(header, hdus[name].header)
+
+
+@pytest.mark.parametrize("with_wcs", [False, True])
+def test_combine(tmp_path, sim, with_wcs):
+    inputs = [(str(path), "PIXTABLE_REDUCED") for path in sim.paths]
+    inputs.append((str(filter_list(tmp_path / "filters.fits")), "FILTER_LIST"))
+    inputs.append((str(sim.offset_list), "OFFSET_LIST"))
+    options = {"filter": "white,Narrow", "lambdamin": 4000.125, "pixfrac": "0.5"}
+    if with_wcs:
+        inputs.insert(3, (str(output_wcs(tmp_path / "wcs.fits")), "OUTPUT_WCS"))
+        options["crsigma"] = 5.25
+    folder = run(EXP_COMBINE, inputs, tmp_path / "out", **options)
+    header, grid, given = layout(EXP_COMBINE, inputs, **options)
+    ours = product_headers(header, grid, **given)
+    check_cube(folder, ours)
+    for number, name in enumerate(("white", "Narrow"), 1):
+        with fits.open(folder / f"IMAGE_FOV_{number:04d}.fits") as hdus:
+            fraction = hdus[0].header["ESO DRS MUSE FILTER FRACTION"]
+            zero = (0.5, 1.5) if name == "Narrow" else ()
+            image = image_headers(*ours[:2], FilterInfo(name, fraction, *zero).cards(), number)
+            for i in (0, 1):
+                compare(image[i], hdus[i].header, reasons=IMAGE_REASONS)
+                compare_comments(image[i], hdus[i].header)
+
+
+def test_images_in_cube(tmp_path, sim):
+    inputs = [(str(path), "PIXTABLE_REDUCED") for path in sim.paths]
+    folder = run(EXP_COMBINE, inputs, tmp_path / "out", format="xCube")
+    header, grid, given = layout(EXP_COMBINE, inputs, format="xCube")
+    ours = product_headers(header, grid, **given)
+    check_cube(folder, ours)
+    with fits.open(folder / "DATACUBE_FINAL.fits") as hdus:
+        reference = hdus["white"].header
+        info = FilterInfo("white", reference["ESO DRS MUSE FILTER FRACTION"])
+        image = fov_header(*ours[:2], info.cards())
+        compare(image, reference)
+        compare_comments(image, reference)
+
+
+def spoil(path, number):
+    """Add cards of many kinds to a table, different in each."""
+    plain = (
+        "ORIGIN TELESCOP INSTRUME PI-COI OBSERVER TIMESYS AIRMASS IMAGETYP FOO PROGRAM ARCFILE ORIGFILE "
+        "MJD-END TEXPTIME NCOMBINE OBID1 PROG_ID PRODCATG DATAMD5 EXTVER PROCSOFT AUTHOR HDUCLASS HDUCLAS1 "
+        "HDUVERS BUNIT TITLE CROTA1 RESTWAV SPECSYS SSYSOBS VELOSYS ZSOURCE EXTNAME LONPOLE LATPOLE CSYER1 CSYER2 CRDER1 "
+        "HDRVER CHECKSUM BLANK NIGHT UTC LST SCIDATA"
+    )
+    numbers = "EXTVER BLANK VELOSYS ZSOURCE RESTWAV LONPOLE LATPOLE CSYER1 CSYER2 CRDER1 CROTA1 UTC LST"
+    groups = "OBS TPL GEN TEL ADA INS DET DET2 DPR OCS AOS SEQ COM QC DRS RTC ACQ PRO"
+    with fits.open(path, mode="update") as hdus:
+        head = hdus[0].header
+        del head["RADESYS"]
+        head["RADECSYS"] = "FK5"
+        for key in plain.split():
+            head[key] = (number + 0.5 if key in numbers.split() else f"v{number}", f"c{number}")
+        head["EXTVER"] = head["BLANK"] = number
+        for group in groups.split():
+            head[f"HIERARCH ESO {group} ZFOO"] = (number, f"c{number}")
+            head[f"HIERARCH ESO {group} ONLY{number}"] = (number, f"c{number}")
+        head[f"ONLY{number}"] = number
+        head["HIERARCH ESO DRS MUSE ZFOO"] = (number, "foo")
+        head["HIERARCH ESO DRS MUSE RTC STREHL"] = 0.3
+        head["HIERARCH ESO DRS MUSE RTC STREHERR"] = 0.1
+        head["HIERARCH ESO DRS MUSE PIXTABLE FFCORR"] = 24
+        head["HIERARCH ESO PRO REC1 FOO"] = number
+        head["HIERARCH ESO PRO REC2 CAL1 NAME"] = f"xx{number}"
+        head["HIERARCH ESO PRO REC3 ID"] = f"xx{number}"
+        head["HIERARCH FOOBAR BAZ"] = number
+        head["FLOAT1"] = 1.23456789012345678e-7
+        head["LONGI"] = 2**40
+        if number == 3:
+            del head["OBSERVER"], head["ESO PRO ANCESTOR"]
+        head.add_history("something was done")
+
+
+def test_which_cards_are_kept(tmp_path, sim):
+    # the files are not given in the order of time: some cards are those of the first file given, some those
+    # of the first exposure
+    inputs = []
+    for number in (3, 1, 2):
+        path = tmp_path / f"{'long' * 20 if number == 2 else 'short'}{number}.fits"
+        shutil.copy(sim.paths[number - 1], path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            spoil(path, number)
+        inputs.append((str(path), "PIXTABLE_REDUCED"))
+    folder = run(EXP_COMBINE, inputs, tmp_path / "out")
+    header, grid, given = layout(EXP_COMBINE, inputs)
+    ours = product_headers(header, grid, **given)
+    check_cube(folder, ours)
+    with fits.open(folder / "IMAGE_FOV_0001.fits") as hdus:
+        info = FilterInfo("white", hdus[0].header["ESO DRS MUSE FILTER FRACTION"])
+        for mine, reference in zip(image_headers(*ours[:2], info.cards(), 1), hdus, strict=True):
+            compare(mine, reference.header)
+
+
+def test_single_ifus(tmp_path):
+    sim = simulate_pixtables(tmp_path / "in", **FIELD, n_exposures=2, per_ifu=True, flat_field=True)
+    inputs = [(str(path), "PIXTABLE_REDUCED") for path in sim.paths]
+    folder = run(EXP_COMBINE, inputs, tmp_path / "out")
+    header, grid, given = layout(EXP_COMBINE, inputs)
+    check_cube(folder, product_headers(header, grid, **given))
+
+
+@pytest.mark.parametrize("stage", ["pix", "rad", "deg"])
+def test_make_cube(tmp_path, stage):
+    sim = simulate_pixtables(tmp_path / "in", **FIELD, n_exposures=1, rotations=(30.0,), stage=stage)
+    inputs = [(str(sim.paths[0]), "PIXTABLE_OBJECT")]
+    folder = run(MAKE_CUBE, inputs, tmp_path / "out", dlambda=1.5)
+    header, grid, given = layout(MAKE_CUBE, inputs, dlambda=1.5)
+    check_cube(folder, product_headers(header, grid, **given))
