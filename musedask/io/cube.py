@@ -30,6 +30,7 @@ from .cube_write import (
     cube_to_zarr,
     default_chunks,
     finish_cube_store,
+    image_to_fits,
     write_image,
     write_region,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "cube_to_zarr",
     "default_chunks",
     "finish_cube_store",
+    "image_to_fits",
     "open_cube",
     "open_source",
     "register_accessor",
@@ -167,8 +169,10 @@ def _open_fits(path: Path, chunks: Mapping[str, int] | Literal["auto"]) -> xr.Da
             )
             unit = str(header.get("BUNIT", "")).strip()
             variables[name] = (DIMS, array, {"units": unit} if unit else {})
-    for name, (header, image) in cube.image_parts.items():
-        attrs = {"header": cards_to_json(header), "filter": name, "units": str(header.get("BUNIT", ""))}
+    for order, (name, (header, image)) in enumerate(cube.image_parts.items()):
+        attrs = {"header": cards_to_json(header), "filter": name, "order": order}
+        if header.get("BUNIT"):
+            attrs["units"] = str(header["BUNIT"]).strip()
         variables[f"fov_{name}"] = (DIMS[1:], da.from_array(image.read(), -1), attrs)
     return xr.Dataset(
         variables,

@@ -571,14 +571,7 @@ class ZarrCube:
     @property
     def images(self) -> dict[str, Image]:
         """Field-of-view images by filter name."""
-        return {
-            str(array.attrs.get("filter", name[4:])): (
-                cards_from_json(str(array.attrs.get("header", "[]"))),
-                partial(_whole, array),
-            )
-            for name, array in sorted(self._group.arrays())
-            if name.startswith("fov_")
-        }
+        return _images(dict(self._group.arrays()))
 
     def read(self, name: str, region: Region) -> NDArray[Any]:
         """Read a piece of ``flux`` or ``variance``."""
@@ -610,18 +603,22 @@ class DatasetCube:
     @property
     def images(self) -> dict[str, Image]:
         """Field-of-view images by filter name."""
-        return {
-            str(variable.attrs.get("filter", name[4:])): (
-                cards_from_json(str(variable.attrs.get("header", "[]"))),
-                partial(_whole, variable),
-            )
-            for name, variable in sorted((str(n), v) for n, v in self._dataset.data_vars.items())
-            if name.startswith("fov_")
-        }
+        return _images({str(name): variable for name, variable in self._dataset.data_vars.items()})
 
     def read(self, name: str, region: Region) -> NDArray[Any]:
         """Read a piece of ``flux`` or ``variance``."""
         return np.array(self._dataset[name].data[region])
+
+
+def _images(variables: Mapping[str, Any]) -> dict[str, Image]:
+    found = [(v.attrs.get("order", 0), name, v) for name, v in variables.items() if name.startswith("fov_")]
+    return {
+        str(variable.attrs.get("filter", name[4:])): (
+            cards_from_json(str(variable.attrs.get("header", "[]"))),
+            partial(_whole, variable),
+        )
+        for _, name, variable in sorted(found, key=lambda item: item[:2])
+    }
 
 
 def _whole(image: Any) -> NDArray[np.float32]:

@@ -174,15 +174,24 @@ def write_region(array: Any, start: tuple[int, int, int], values: NDArray[Any]) 
 
 
 def write_image(group: zarr.Group, name: str, image: NDArray[np.floating], header: fits.Header) -> None:
-    """Add a field-of-view image ``fov_<name>``; an existing one is replaced."""
+    """Add a field-of-view image ``fov_<name>``; an existing one is replaced.
+
+    Its attribute ``order`` keeps the order of the images, which a group does not have.
+    """
     unit = str(header.get("BUNIT", ""))
+    order = sum(1 for key in group.array_keys() if key.startswith("fov_") and key != f"fov_{name}")
     group.create_array(
         f"fov_{name}",
         data=np.ascontiguousarray(image, np.float32),
         chunks=image.shape,
         fill_value=np.nan,
         dimension_names=DIMS[1:],
-        attributes={"header": cards_to_json(header), "filter": name, **({"units": unit} if unit else {})},
+        attributes={
+            "header": cards_to_json(header),
+            "filter": name,
+            "order": order,
+            **({"units": unit} if unit else {}),
+        },
         overwrite=True,
     )
 
@@ -254,7 +263,6 @@ class _Hdu:
     header: fits.Header
     shape: tuple[int, ...] = ()
     start: int = 0
-    total: int = 0
 
     @cached_property
     def header_span(self) -> int:
@@ -376,9 +384,6 @@ def write_fits(
     progress: Progress | None = None,
 ) -> None:
     """Write a cube to an open, empty file; see `cube_to_fits`."""
-    from .checksum import MD5_PERIOD, fold, swap_and_sum
-    from .checksum import datamd5 as make_md5
-
     extensions = [("flux", "DATA", source.data, "This extension contains data values")]
     if "variance" in source.names:
         extensions.append(("variance", "STAT", source.stat, "This extension contains data variance"))
@@ -388,60 +393,122 @@ def write_fits(
     for name, (cards, _) in images.items():
         header = _layout_extension(cards, source.shape[1:], name, "reconstructed image (data values)")
         hdus[f"fov_{name}"] = _Hdu(header, source.shape[1:])
-    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    end = 0
-    for hdu in hdus.values():
-        hdu.header["CHECKSUM"] = ("0" * 16, f"HDU checksum updated {stamp}")
-        hdu.header["DATASUM"] = ("0", f"data unit checksum updated {stamp}")
-        hdu.start = end
-        end = hdu.offset + hdu.span
-    # claim the space at once: a full disk shows now, not after an hour
-    os.posix_fallocate(file, 0, end)
-
     _, ny, nx = source.shape
     step = band_step(source, memory_limit // threads)
-    pieces = [(key, region) for key, *_ in extensions for region in iter_regions(source.shape, step)]
+    with _HduWriter(file, hdus, datamd5) as out:
+        for name, (_, read) in images.items():
+            out.put(f"fov_{name}", 0, read())
 
-    def put(values: NDArray[Any], offset: int) -> None:
-        view = memoryview(values.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+        def copy(piece: tuple[str, Region]) -> int:
+            key, (z, y, x) = piece
+            values = source.read(key, (z, y, x))
+            first = nx * (z.start * ny + y.start)
+            if y.stop - y.start == ny:
+                return out.put(key, first, values)
+            return sum(out.put(key, first + nx * ny * i, plane) for i, plane in enumerate(values))
+
+        run_pieces(
+            copy,
+            [(key, region) for key, *_ in extensions for region in iter_regions(source.shape, step)],
+            threads=threads,
+            progress=progress,
+            total=sum(hdus[key].n_bytes for key, *_ in extensions),
+        )
+
+
+def image_to_fits(
+    path: str | os.PathLike[str],
+    primary: fits.Header,
+    header: fits.Header,
+    image: NDArray[np.floating],
+    *,
+    overwrite: bool = False,
+    datamd5: bool = True,
+) -> None:
+    """Write an image as the reference writes ``IMAGE_FOV``: cards in the primary, extension ``DATA``.
+
+    Parameters
+    ----------
+    path : path-like
+    primary, header : astropy.io.fits.Header
+        Cards of the primary and of ``DATA``.
+    image : ndarray, shape (ny, nx)
+    overwrite, datamd5 : bool
+        See `cube_to_fits`.
+    """
+    comment = "This extension contains data values"
+    hdus = {
+        "": _Hdu(_layout_primary(primary, datamd5)),
+        "flux": _Hdu(_layout_extension(header, image.shape, "DATA", comment), image.shape),
+    }
+    with (
+        atomic_path(path, overwrite=overwrite) as temporary,
+        open(temporary, "r+b", buffering=0) as file,
+        _HduWriter(file.fileno(), hdus, datamd5) as out,
+    ):
+        out.put("flux", 0, image.astype(np.float32))
+
+
+def append_images(file: int, shape: tuple[int, int], images: Mapping[str, Image]) -> None:
+    """Append image extensions to an open FITS file."""
+    comment = "reconstructed image (data values)"
+    hdus = {
+        name: _Hdu(_layout_extension(cards, shape, name, comment), shape)
+        for name, (cards, _) in images.items()
+    }
+    with _HduWriter(file, hdus, False, os.fstat(file).st_size) as out:
+        for name, (_, read) in images.items():
+            out.put(name, 0, read())
+
+
+class _HduWriter:
+    """Lays HDUs out in a file, takes their pieces in any order from any thread, signs them at the end."""
+
+    def __init__(self, file: int, hdus: Mapping[str, _Hdu], datamd5: bool, start: int = 0) -> None:
+        from .checksum import swap_and_sum
+
+        self._file, self._hdus, self._datamd5, self._swap_and_sum = file, hdus, datamd5, swap_and_sum
+        # appending to a list is safe in any thread
+        self._totals: dict[str, list[int]] = {key: [0] for key in hdus}
+        stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        end = start
+        for hdu in hdus.values():
+            hdu.header["CHECKSUM"] = ("0" * 16, f"HDU checksum updated {stamp}")
+            hdu.header["DATASUM"] = ("0", f"data unit checksum updated {stamp}")
+            hdu.start = end
+            end = hdu.offset + hdu.span
+        # claim the space at once: a full disk shows now, not after an hour
+        os.posix_fallocate(file, start, end - start)
+
+    def put(self, key: str, first: int, values: NDArray[Any]) -> int:
+        """Write values from pixel `first` on; contiguous float32 arrays are used up (swapped in place)."""
+        values = np.require(values, np.float32, ("C", "W"))
+        self._totals[key].append(int(self._swap_and_sum(values.reshape(-1).view(np.uint32))))
+        self._put_bytes(values.reshape(-1).view(np.uint8), self._hdus[key].offset + 4 * first)
+        return values.nbytes
+
+    def _put_bytes(self, values: NDArray[np.uint8] | bytes, offset: int) -> None:
+        view = memoryview(values)  # type: ignore[arg-type]  # arrays are buffers
         while len(view):
-            written = os.pwrite(file, view, offset)
+            written = os.pwrite(self._file, view, offset)
             view, offset = view[written:], offset + written
 
-    def convert(values: NDArray[Any]) -> tuple[NDArray[np.float32], int]:
-        values = np.require(values, np.float32, ("C", "W"))
-        return values, int(swap_and_sum(values.reshape(-1).view(np.uint32)))
+    def __enter__(self) -> _HduWriter:
+        return self
 
-    def copy(piece: tuple[str, Region]) -> tuple[str, int, int]:
-        key, (z, y, x) = piece
-        values, total = convert(source.read(key, (z, y, x)))
-        first = hdus[key].offset + 4 * nx * (z.start * ny + y.start)
-        if y.stop - y.start == ny:
-            put(values, first)
-        else:
-            for i, plane in enumerate(values):
-                put(plane, first + 4 * nx * ny * i)
-        return key, total, values.nbytes
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        from .checksum import MD5_PERIOD, fold
+        from .checksum import datamd5 as make_md5
 
-    def copy_and_count(piece: tuple[str, Region]) -> int:
-        key, total, n_bytes = copy(piece)
-        totals[key].append(total)
-        return n_bytes
-
-    # appending to a list is safe in any thread
-    totals: dict[str, list[int]] = {key: [0] for key in hdus}
-    for name, (_, read) in images.items():
-        values, total = convert(read())
-        totals[f"fov_{name}"].append(total)
-        put(values, hdus[f"fov_{name}"].offset)
-    size = sum(hdu.n_bytes for key, hdu in hdus.items() if key in source.names)
-    run_pieces(copy_and_count, pieces, threads=threads, progress=progress, total=size)
-
-    if datamd5:
-        heads = ((os.pread(file, min(hdu.span, MD5_PERIOD), hdu.offset), hdu.span) for hdu in hdus.values())
-        hdus[""].header["DATAMD5"] = make_md5(heads)
-    for key, hdu in hdus.items():
-        put(np.frombuffer(_signed(hdu.header, fold(sum(totals[key]))), np.uint8), hdu.start)
+        if kind is not None:
+            return
+        if self._datamd5:
+            self._hdus[""].header["DATAMD5"] = make_md5(
+                (os.pread(self._file, min(hdu.span, MD5_PERIOD), hdu.offset), hdu.span)
+                for hdu in self._hdus.values()
+            )
+        for key, hdu in self._hdus.items():
+            self._put_bytes(_signed(hdu.header, fold(sum(self._totals[key]))), hdu.start)
 
 
 def _signed(header: fits.Header, datasum: int) -> bytes:
