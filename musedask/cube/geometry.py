@@ -17,6 +17,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 DEG = 180.0 / math.pi
+#: for differences; the formulas of the reference are divided by DEG, which rounds differently
 RAD = math.pi / 180.0
 _PIO2 = math.pi / 2
 _PIO2_LOW = 6.123233995736766e-17  # pi/2 - float64(pi/2)
@@ -45,7 +46,7 @@ def position_exact(phi: float, ypos: float, dec0: float) -> tuple[float, float]:
     dec0 : float
         Declination of the reference point [deg].
     """
-    d = dec0 * RAD
+    d = dec0 / DEG
     theta = ypos + _PIO2
     ra = math.atan2(
         math.cos(theta) * math.sin(phi),
@@ -80,8 +81,8 @@ def position_rows(
         Number of rows that were evaluated exactly.
     """
     n = rows.shape[0]
-    sd = math.sin(dec0 * RAD)
-    cd = math.cos(dec0 * RAD)
+    sd = math.sin(dec0 / DEG)
+    cd = math.cos(dec0 / DEG)
     ra = np.empty(_BLOCK)
     dec = np.empty(_BLOCK)
     safe = np.empty(_BLOCK, np.bool_)
@@ -211,10 +212,10 @@ def project_exact(ra: float, dec: float, wcs: NDArray[np.float64]) -> tuple[floa
     wcs : ndarray of float64, shape (8,)
         ``CRVAL1 CRVAL2 CRPIX1 CRPIX2 CD1_1 CD1_2 CD2_1 CD2_2``.
     """
-    a = ra * RAD
-    d = dec * RAD
-    a0 = wcs[0] * RAD
-    d0 = wcs[1] * RAD
+    a = ra / DEG
+    d = dec / DEG
+    a0 = wcs[0] / DEG
+    d0 = wcs[1] / DEG
     phi = (
         math.atan2(
             -math.cos(d) * math.sin(a - a0),
@@ -239,7 +240,7 @@ def unproject_exact(px: float, py: float, wcs: NDArray[np.float64]) -> tuple[flo
     y = wcs[7] * (py - wcs[3]) + wcs[6] * (px - wcs[2])
     phi = math.atan2(x, -y)
     theta = math.atan(DEG / math.sqrt(x * x + y * y)) if (x != 0.0 or y != 0.0) else _PIO2
-    d = wcs[1] * RAD
+    d = wcs[1] / DEG
     ra = math.atan2(
         math.cos(theta) * math.sin(phi),
         math.sin(theta) * math.cos(d) + math.cos(theta) * math.sin(d) * math.cos(phi),
@@ -360,8 +361,8 @@ def _project_series(ra, dec, wcs, m, px, py, guard):  # type: ignore[no-untyped-
     The reference takes the native latitude from an arcsine near 1, whose error grows as the
     inverse of the distance rho from the reference point: the bound follows it.
     """
-    sd0 = math.sin(wcs[1] * RAD)
-    cd0 = math.cos(wcs[1] * RAD)
+    sd0 = math.sin(wcs[1] / DEG)
+    cd0 = math.cos(wcs[1] / DEG)
     det = wcs[4] * wcs[7] - wcs[5] * wcs[6]
     m11 = wcs[7] / det * DEG
     m12 = -wcs[5] / det * DEG
@@ -410,7 +411,7 @@ def voxel_centres(  # type: ignore[no-untyped-def]
         for j in range(ny):
             if celestial:
                 x[i, j], y[i, j] = unproject_exact(i + x0 + 1.0, j + y0 + 1.0, wcs)
-                cosine[i, j] = math.cos(y[i, j] * RAD)
+                cosine[i, j] = math.cos(y[i, j] / DEG)
             else:
                 x[i, j], y[i, j] = world_linear(i + x0 + 1.0, j + y0 + 1.0, wcs)
     return x, y, cosine
