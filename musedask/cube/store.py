@@ -172,7 +172,8 @@ def _scatter(  # type: ignore[no-untyped-def]
             i = min(max(int(u), 0), n_flat - 2)
             f = flat_value[i] + (flat_value[i + 1] - flat_value[i]) * (u - i)
             d = np.float32(d * f)
-            s = np.float32(s * (f * f))
+            # rounded to float32 after each factor, as in the reference
+            s = np.float32(np.float32(s * f) * f)
         if not (math.isfinite(xpos[k]) and math.isfinite(ypos[k]) and math.isfinite(wave[k])):
             if bad[0] == 0:
                 bad[1] = k
