@@ -350,7 +350,8 @@ def _resample(job: Job, store: Store, whole: Window, part: Window, out: Chunk, k
     n_pixels = np.zeros(n_target if params.weight_map else 0, np.int32)
     if params.resample == "drizzle":
         px, py, pz = params.pixfrac
-        drop = np.array([px / scale[0], py / scale[1], pz * 1.25])
+        # 0.8 = 1/1.25 planes per Angstrom: the reference divides and multiplies by it
+        drop = np.array([px / scale[0], py / scale[1], pz / 0.8])
         size = np.abs([grid.cd[0], grid.cd[3]])
         step = grid.steps()[outer[0] : outer[1]]
         kernels.drizzle(
@@ -359,7 +360,7 @@ def _resample(job: Job, store: Store, whole: Window, part: Window, out: Chunk, k
         )  # fmt: skip
     else:
         rc = params.rc * math.sqrt(
-            (grid.cd[0] * scale[0]) ** 2 + (grid.cd[3] * scale[1]) ** 2 + (grid.cd33 / 1.25) ** 2
+            (grid.cd[0] * scale[0]) ** 2 + (grid.cd[3] * scale[1]) ** 2 + (grid.cd33 * 0.8) ** 2
         )
         kernels.weighted(
             kernels.METHODS[params.resample], records, bits, offsets, dims, target, xc, yc, cosine, wave,
