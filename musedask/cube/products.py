@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 from astropy.io import fits
+from numpy.typing import NDArray
 
 from .._version import __version__
-from ..io.headers import PIXTABLE, STRUCTURAL, Card, float64_card, set_card
+from ..io.headers import PIXTABLE, STRUCTURAL, Card, float32_card, float64_card, set_card
 from ..recipe import Parameter, Recipe
 from .grid import Grid, wcs_cards
 
@@ -352,8 +354,6 @@ class FilterInfo:
 
     def cards(self) -> list[Card]:
         """The ``ESO DRS MUSE FILTER`` cards."""
-        from ..io.headers import float32_card
-
         cards: list[Card] = [["ESO DRS MUSE FILTER NAME", self.name, "filter name used"]]
         if self.zp_vega is not None:
             cards.append(["ESO DRS MUSE FILTER ZPVEGA", self.zp_vega, "[mag] Vega-mag zeropoint"])
@@ -445,3 +445,170 @@ def image_headers(
         _put(extension, *made)
     _put(extension, "BUNIT", data.get("BUNIT", ""), "")
     return head, extension
+
+
+# --------------------------------------------------------------------------- quality control
+
+#: prefixes of the cards of `qc_fwhm`; the reference gives none for muse_scipost_make_cube
+_QC_PREFIX = {"muse_exp_combine": "ESO QC EXPCOMB", "muse_scipost": "ESO QC SCIPOST"}
+
+
+def qc_prefix(recipe: Recipe) -> str | None:
+    """Prefix of the quality-control cards of a recipe, None if it makes none."""
+    return _QC_PREFIX.get(recipe.name)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source in a plane.
+
+    Attributes
+    ----------
+    x, y : int
+        Pixel of its centroid, from 1.
+    fwhm : tuple of float or None
+        Full widths at half maximum along x and y [pix], None if one of them is undefined.
+    """
+
+    x: int
+    y: int
+    fwhm: tuple[float, float] | None
+
+
+def find_sources(plane: NDArray[np.floating]) -> list[Source]:
+    """Find sources in a plane as the reference does for its quality control.
+
+    A source is a connected region (over edges, not corners) above the median plus 5 (if there is
+    none: 4, then 3) times the mean absolute deviation from it, of which an opening with a square of
+    3 x 3 pixels leaves something; pixels at the border do not count.  Missing values count as 0.
+
+    Parameters
+    ----------
+    plane : ndarray of float, shape (ny, nx)
+        NaN where there are no data.
+
+    Returns
+    -------
+    list of Source
+        By row, then column, of their first pixels.
+    """
+    from scipy import ndimage
+
+    values = np.where(np.isfinite(plane), plane, 0).astype(np.float64)
+    median = np.median(values)
+    deviation = np.mean(np.abs(values - median))
+    square = np.ones((3, 3), bool)
+    n = 0
+    for sigma in (5, 4, 3):
+        mask = ndimage.binary_opening(values > median + sigma * deviation, square)
+        mask[[0, -1]] = False
+        mask[:, [0, -1]] = False
+        labels, n = ndimage.label(mask)
+        if n:
+            break
+    sources = []
+    for box, number in zip(ndimage.find_objects(labels) if n else (), range(1, n + 1), strict=True):
+        inside = labels[box] == number
+        y, x = np.nonzero(inside)
+        weight = values[box][inside]
+        total = weight.sum()
+        if total == 0:
+            continue
+        column = int(np.floor((weight * x).sum() / total + box[1].start + 0.5))
+        row = int(np.floor((weight * y).sum() / total + box[0].start + 0.5))
+        column, row = min(max(column, 0), plane.shape[1] - 1), min(max(row, 0), plane.shape[0] - 1)
+        widths = (_full_width(values[row], column), _full_width(values[:, column], row))
+        good = None if widths[0] is None or widths[1] is None else (widths[0], widths[1])
+        sources.append(Source(column + 1, row + 1, good))
+    return sources
+
+
+def _full_width(profile: NDArray[np.float64], centre: int) -> float | None:
+    """Full width at half maximum of a profile around a pixel; None if it never falls so low.
+
+    The background is the mean of the first minima to the left and to the right of the centre,
+    in means of three neighbouring pixels.
+    """
+    n = len(profile)
+    padded = np.pad(profile, 1, mode="edge")
+    means = (padded[:-2] + padded[1:-1] + padded[2:]) / 3
+    start = centre
+    if centre + 1 < n and means[centre + 1] > means[centre]:
+        start = centre + 1
+    elif centre > 0 and means[centre - 1] > means[centre]:
+        start = centre - 1
+    minima = []
+    for step in (-1, 1):
+        i = start
+        while 0 <= i + step < n and means[i + step] < means[i]:
+            i += step
+        minima.append(means[i])
+    half = (profile[centre] + sum(minima) / 2) / 2
+    if not profile[centre] > half:
+        return None
+    ends = []
+    for step in (-1, 1):
+        i = centre
+        while 0 <= i < n and profile[i] > half:
+            i += step
+        if not 0 <= i < n:
+            return None
+        before = profile[i - step]
+        ends.append(i - step + step * (before - half) / (before - profile[i]))
+    return float(ends[1] - ends[0])
+
+
+def qc_fwhm(plane: NDArray[np.floating], grid: Grid, prefix: str) -> list[Card]:
+    """Quality-control cards on the sources of the middle plane of a cube.
+
+    Parameters
+    ----------
+    plane : ndarray of float32, shape (ny, nx)
+        Plane ``nz // 2`` (from 0) of the whole cube, NaN where there are no data.
+    grid : Grid
+    prefix : str
+        See `qc_prefix`.
+
+    Returns
+    -------
+    list of Card
+    """
+    where = "in combined cube." if prefix.endswith("EXPCOMB") else "in final cube."
+    # linear even if the axis is logarithmic
+    wave = (grid.nz // 2 + 1 - grid.crpix3) * grid.cd33 + grid.crval3
+    sources = find_sources(plane)
+    cards: list[Card] = [
+        [f"{prefix} LAMBDA", float32_card(wave), f"[Angstrom] Wavelength of plane {where}"],
+        [f"{prefix} NDET", len(sources), f"Number of detected sources {where}"],
+    ]
+
+    def add(k: int, position: tuple[float, float], widths: tuple[float, float]) -> None:
+        for what, unit, pair in (("POS", "pix", position), ("FWHM", "arcsec", widths)):
+            text = "Position" if what == "POS" else "FWHM"
+            for axis, value in zip("XY", pair, strict=True):
+                comment = f"[{unit}] {text} of source k in {axis.lower()}-direction {where}"
+                cards.append([f"{prefix} {what}{k} {axis}", float32_card(value), comment])
+
+    if not sources:
+        add(0, (-1.0, -1.0), (-1.0, -1.0))
+        return cards
+    cd11, cd12, cd21, cd22 = (3600 * abs(v) for v in grid.cd)
+    valid: list[float] = []
+    for k, source in enumerate(sources, 1):
+        widths = (-1.0, -1.0)
+        if source.fwhm is not None:
+            fx, fy = source.fwhm
+            widths = (cd11 * fx + cd12 * fy, cd21 * fx + cd22 * fy)
+            valid += widths
+        add(k, (source.x, source.y), widths)
+    median = mad = 0.0
+    # three detections, be their widths valid or not
+    if len(sources) >= 3 and valid:
+        median = float(np.median(valid))
+        mad = float(np.median(np.abs(np.array(valid) - median)))
+    cards += [
+        [f"{prefix} FWHM NVALID", len(valid) // 2, f"Number of detected sources with valid FWHM {where}"],
+        [f"{prefix} FWHM MEDIAN", float32_card(median), "[arcsec] Median FWHM of all sources"],
+        [f"{prefix} FWHM MAD", float32_card(mad), "[arcsec] Median absolute deviation of the FWHM"],
+    ]
+    return cards

@@ -20,10 +20,13 @@ from musedask.cube.products import (
     fov_header,
     image_headers,
     product_headers,
+    qc_fwhm,
     stat_unit,
 )
 from musedask.cube.store import block_limits, prepare, read_block
+from musedask.instrument import pack_origin
 from musedask.io.headers import STRUCTURAL
+from musedask.io.pixtable import set_limits, write_pixtable
 from musedask.io.tables import read_offset_list, read_output_wcs
 from musedask.sim import Scene, Star, simulate_pixtables
 
@@ -138,7 +141,7 @@ def written(header):
         return fits.Header.fromstring(header.tostring())
 
 
-def compare(ours, reference, *, reasons=REASONS, rel=1e-13):
+def compare(ours, reference, *, reasons=REASONS, rel=1e-13, qc=3e-6):
     """Compare all cards; returns the keywords that were let pass for a reason."""
     ours = written(ours)
     passed = re.compile("|".join(f"({pattern})$" for pattern in reasons))
@@ -156,6 +159,8 @@ def compare(ours, reference, *, reasons=REASONS, rel=1e-13):
             continue
         mine, theirs = ours[key], reference[key]
         if isinstance(mine, (int, float)) and isinstance(theirs, (int, float)):
+            if key.startswith("ESO QC"):
+                rel = qc
             # the last digits of a projection depend on the mathematical library
             tolerance = 1e-9 if key.startswith("CRPIX") else 1e-300
             assert mine == pytest.approx(theirs, rel=rel, abs=tolerance), key
@@ -334,3 +339,96 @@ def test_make_cube(tmp_path, stage):
     folder = run(MAKE_CUBE, inputs, tmp_path / "out", dlambda=1.5)
     header, grid, given = layout(MAKE_CUBE, inputs, dlambda=1.5)
     check_cube(folder, product_headers(header, grid, **given))
+
+
+def qc_cards(header):
+    return {k: v for k, v in header.items() if k.startswith("ESO QC")}
+
+
+def star_tables(folder, image):
+    """Two tables whose combination with the method "nearest" has this image in each of its three planes."""
+    folder.mkdir()
+    ny, nx = image.shape
+    base = simulate_pixtables(folder / "sim", **{**FIELD, "ifus": (12,)}, n_exposures=1)
+    y, x = np.mgrid[1 : ny + 1, 1 : nx + 1]
+    x = -0.2 / 3600 * (x - nx / 2 - 0.25)
+    y = 0.2 / 3600 * (y - ny / 2 - 0.25)
+    phi = np.arctan2(x, -y) % (2 * np.pi)
+    theta = np.arctan2(180 / np.pi, np.hypot(x, y))
+    data = np.tile(image.ravel(), 3).astype(np.float32)
+    n = len(data)
+    columns = {
+        "xpos": np.tile(phi.ravel(), 3).astype(np.float32),
+        "ypos": np.tile((theta - np.pi / 2).ravel(), 3).astype(np.float32),
+        "lambda": np.repeat([7000, 7001.25, 7002.5], nx * ny).astype(np.float32),
+        "data": np.nan_to_num(data),
+        "dq": np.where(np.isfinite(data), 0, 1 << 14).astype(np.int32),
+        "stat": np.ones(n, np.float32),
+        "origin": pack_origin(*(np.full(n, i) for i in (5, 100, 12, 3))),
+    }
+    units = {"xpos": "rad", "ypos": "rad", "lambda": "Angstrom", "data": "count", "stat": "count**2"}
+    paths = []
+    for number in (1, 2):
+        header = fits.getheader(base.paths[0])
+        header.update({"RA": 150.0, "DEC": 0.0, "DATE-OBS": f"2015-02-08T04:42:0{number}.381"})
+        header.update({"CD1_1": -0.2 / 3600, "CD1_2": 0.0, "CD2_1": 0.0, "CD2_2": 0.2 / 3600})
+        limits = [(columns[c].min(), columns[c].max()) for c in ("xpos", "ypos", "lambda")]
+        set_limits(header, *limits, (12, 12), (3, 3))
+        paths.append(folder / f"table{number}.fits")
+        write_pixtable(paths[-1], header, columns, units)
+    return paths
+
+
+def scene(seed, faint=False):
+    """Stars of many shapes, some blended, some at the border, with holes; noise is 1."""
+    rng = np.random.default_rng(seed)
+    ny, nx = rng.integers(25, 70, 2)
+    y, x = np.mgrid[:ny, :nx]
+    image = rng.normal(rng.choice([0, 5, -3]), 1, (ny, nx))
+    for _ in range(rng.integers(1, 14)):
+        dx, dy = x - rng.uniform(0, nx - 1), y - rng.uniform(0, ny - 1)
+        ratio, width = rng.uniform(0.7, 1.4), rng.uniform(0.6, 2.5)
+        peak = 10 ** rng.uniform(0.3, 0.9 if faint else 2.7)
+        image += peak * np.exp(-(dx**2 / ratio + dy**2 * ratio) / 2 / width**2)
+    if rng.random() < 0.5:
+        image[1 : rng.integers(2, 8)] = np.nan
+    if rng.random() < 0.5:
+        image[rng.random(image.shape) < 0.01] = np.nan
+    return image.astype(np.float32)
+
+
+@pytest.mark.parametrize("faint", [False, True])
+def test_qc(tmp_path, faint):
+    # positions and numbers are equal, widths to the digits of a float32 card
+    options = {"resample": "nearest", "crsigma": 0.0, "filter": "none"}
+    found = 0
+    for seed in range(6):
+        paths = star_tables(tmp_path / f"in{seed}", scene(seed, faint))
+        inputs = [(str(path), "PIXTABLE_REDUCED") for path in paths]
+        folder = run(EXP_COMBINE, inputs, tmp_path / f"out{seed}", **options)
+        _, grid, _ = layout(EXP_COMBINE, inputs, **options)
+        with fits.open(folder / "DATACUBE_FINAL.fits") as hdus:
+            reference = qc_cards(hdus[0].header)
+            plane = hdus["DATA"].data[1]
+        ours = {c[0]: c[1] for c in qc_fwhm(plane, grid, "ESO QC EXPCOMB")}
+        assert list(ours) == list(reference)
+        for key, value in reference.items():
+            assert ours[key] == pytest.approx(value, rel=3e-6), key
+        found += reference["ESO QC EXPCOMB NDET"]
+    assert found >= (3 if faint else 15)
+
+
+def test_qc_on_turned_grid(tmp_path, sim):
+    inputs = [(str(path), "PIXTABLE_REDUCED") for path in sim.paths]
+    inputs.append((str(output_wcs(tmp_path / "wcs.fits")), "OUTPUT_WCS"))
+    folder = run(EXP_COMBINE, inputs, tmp_path / "out", filter="none")
+    header, grid, given = layout(EXP_COMBINE, inputs, filter="none")
+    with fits.open(folder / "DATACUBE_FINAL.fits") as hdus:
+        qc = qc_fwhm(hdus["DATA"].data[grid.nz // 2], grid, "ESO QC EXPCOMB")
+        ours = product_headers(header, grid, **given, qc=qc)
+        reference = qc_cards(hdus[0].header)
+        assert list(qc_cards(ours[0])) == list(reference)
+        assert reference["ESO QC EXPCOMB NDET"] >= 2
+        for key, value in reference.items():
+            assert ours[0][key] == pytest.approx(value, rel=3e-6), key
+        check_cube(folder, ours, reasons={k: v for k, v in REASONS.items() if "QC" not in k})
