@@ -598,7 +598,9 @@ def qc_fwhm(plane: NDArray[np.floating], grid: Grid, prefix: str) -> list[Card]:
         widths = (-1.0, -1.0)
         if source.fwhm is not None:
             fx, fy = source.fwhm
-            widths = (cd11 * fx + cd12 * fy, cd21 * fx + cd22 * fy)
+            wide = cd11 * fx + cd12 * fy
+            # on a turned grid the reference takes the width in x that is in arcsec already
+            widths = (wide, cd21 * wide + cd22 * fy)
             valid += widths
         add(k, (source.x, source.y), widths)
     median = mad = 0.0
