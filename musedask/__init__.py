@@ -1,0 +1,64 @@
+"""musedask: MUSE data reduction on Dask.
+
+The public API; everything is imported on first use, so that starting is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+
+if TYPE_CHECKING:
+    from .cube.mosaic import combine, make_cube, make_store
+    from .cube.verbs import cube_combine, cube_concatenate, cube_filter, cube_info
+    from .errors import MusedaskError
+    from .io.cube import cube_to_fits, open_cube
+    from .io.pixtable import open_pixtable, write_pixtable
+    from .sim import simulate_pixtables
+
+_WHERE = {
+    "MusedaskError": "errors",
+    "combine": "cube.mosaic",
+    "cube_combine": "cube.verbs",
+    "cube_concatenate": "cube.verbs",
+    "cube_filter": "cube.verbs",
+    "cube_info": "cube.verbs",
+    "cube_to_fits": "io.cube",
+    "make_cube": "cube.mosaic",
+    "make_store": "cube.mosaic",
+    "open_cube": "io.cube",
+    "open_pixtable": "io.pixtable",
+    "simulate_pixtables": "sim",
+    "write_pixtable": "io.pixtable",
+}
+
+__all__ = [
+    "MusedaskError",
+    "__version__",
+    "combine",
+    "cube_combine",
+    "cube_concatenate",
+    "cube_filter",
+    "cube_info",
+    "cube_to_fits",
+    "make_cube",
+    "make_store",
+    "open_cube",
+    "open_pixtable",
+    "simulate_pixtables",
+    "write_pixtable",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_WHERE[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -21,11 +21,16 @@ import math
 import numpy as np
 from numba import njit
 
-from .kernels import DATA, DQ, STAT, STATE_BAD, STATE_COSMIC, STATE_GOOD
+from .kernels import DATA, DQ, STAT, STATE_BAD, STATE_COSMIC
 
 CR_TYPES = {"iraf": 0, "mean": 1, "median": 2}
 DIR_X, DIR_Y, DIR_NONE = 0, 1, 2
 _IRAF, _MEAN = 0, 1
+# half width of the bracket around the expected median, in MADs, and how it adapts: a failure
+# costs more counts, a wide bracket proves less
+_BRACKET, _SHRINK, _GROW = 0.5, 0.97, 1.02
+# how often the bracket is halved before giving up
+_STEPS = 6
 
 
 def direction(posang: float, mode: str, celestial: bool) -> int:
@@ -110,11 +115,91 @@ def _outwards(value, sign):  # type: ignore[no-untyped-def]
     return np.float32(value + sign * (abs(value) * 2.4e-7 + 1e-37))
 
 
+@njit(cache=True, nogil=True, inline="always")
+def _count(sample, n, c0, c1, low, high):  # type: ignore[no-untyped-def]
+    """Number of values below c0, above c1, and inside (low, high); 32 bits wide, to be vectorised."""
+    below = np.uint32(0)
+    above = np.uint32(0)
+    within = np.uint32(0)
+    for k in range(n):
+        v = sample[k]
+        below = np.uint32(below + np.uint32(v < c0))
+        above = np.uint32(above + np.uint32(v > c1))
+        within = np.uint32(within + np.uint32((v > low) & (v < high)))
+    return np.float64(below), np.float64(above), np.float64(within)
+
+
+@njit(cache=True, nogil=True)
+def _settle(sample, n, largest, crsigma, centre, scale):  # type: ignore[no-untyped-def]
+    """Try to prove that no value exceeds the limit, from counts alone.
+
+    Parameters
+    ----------
+    sample : ndarray of float32
+        Its first n values.
+    largest : float
+        Largest value of the voxel.
+    crsigma : float
+    centre, scale : float
+        Expected median and MAD.
+
+    Returns
+    -------
+    steps : int
+        Halvings of the bracket that the proof took, -1 if there is none.
+    centre, scale : float
+        Better values for the next voxel.
+    """
+    half = 0.5 * n
+    width = _BRACKET * scale
+    c0 = np.float32(centre - width)
+    c1 = np.float32(centre + width)
+    for step in range(_STEPS):
+        t = (largest - c0) / crsigma
+        # rounding of the limit and of the borders must not matter
+        t += 1e-6 * abs(t) + 1e-9 * (abs(c0) + abs(largest))
+        if t < 0.0:
+            t = 0.0
+        middle = np.float32(0.5 * (np.float64(c0) + np.float64(c1)))
+        if step == 0:
+            below, above, within = _count(sample, n, c0, c1, _outwards(c0 - t, -1.0), _outwards(c1 + t, 1.0))
+            if below < half and above < half:
+                # the median is inside; the counts tell which way it drifts
+                if within < half:
+                    return 0, centre + width * (above - below) / n, scale
+                scale *= _SHRINK
+            else:
+                # move the bracket to where the median is
+                scale *= _GROW
+                for _ in range(8):
+                    width *= 2.0
+                    if below >= half:
+                        c1 = c0
+                        c0 = np.float32(c0 - width)
+                    else:
+                        c0 = c1
+                        c1 = np.float32(c1 + width)
+                    below, above, within = _count(sample, n, c0, c1, c0, c1)
+                    if below < half and above < half:
+                        break
+                else:
+                    return -1, centre, scale
+            continue
+        below, above, within = _count(sample, n, middle, middle, _outwards(c0 - t, -1.0), _outwards(c1 + t, 1.0))
+        if within < half:
+            return step, 0.5 * (np.float64(c0) + np.float64(c1)), scale
+        if below < half:
+            c0 = middle
+        if above < half:
+            c1 = middle
+    return -1, 0.5 * (np.float64(c0) + np.float64(c1)), scale
+
+
 @njit(cache=True, nogil=True)
 def flag(  # type: ignore[no-untyped-def]
     records, bits, offsets, window, region, cr_type, direction, crsigma, shortcuts, statistics
 ):
-    """Set the state of cosmic-ray rows to STATE_COSMIC.
+    """Mark cosmic-ray rows: add STATE_COSMIC to their state.
 
     Parameters
     ----------
@@ -138,6 +223,10 @@ def flag(  # type: ignore[no-untyped-def]
     # the rows (or columns) beside the voxel; the voxel itself is added separately
     n_merge = 3 if direction == DIR_NONE else 2
     width = max(z1 - z0 + 2, 1)
+    # the sample's values side by side; NaN for rows that do not belong to it
+    values = np.empty(records.shape[0], np.float32)
+    for p in range(records.shape[0]):
+        values[p] = records[p, DATA] if bits[p, DQ] & STATE_BAD == 0 else np.nan
     # four slots hold the merged lines inner-1 .. inner+2, each merged once
     merged_start = np.zeros((4, width + 1), np.int64)
     merged = np.empty((4, 1024), np.float32)
@@ -195,8 +284,9 @@ def flag(  # type: ignore[no-untyped-def]
                         for o in range(max(outer - 1, 0), min(outer + 2, n_outer)):
                             b = _column(o, neighbour, direction, ny, nz) + z
                             for p in range(offsets[b], offsets[b + 1]):
-                                if bits[p, DQ] & 3 != STATE_BAD:
-                                    merged[slot, n] = records[p, DATA]
+                                v = values[p]
+                                if v == v:
+                                    merged[slot, n] = v
                                     if cr_type == _IRAF:
                                         merged_var[slot, n] = records[p, STAT]
                                     n += 1
@@ -238,7 +328,7 @@ def flag(  # type: ignore[no-untyped-def]
                     n += size
                 if n_merge == 2:
                     for p in range(first, last):
-                        if bits[p, DQ] & 3 != STATE_BAD:
+                        if bits[p, DQ] & STATE_BAD == 0:
                             sample[n] = records[p, DATA]
                             if cr_type == _IRAF:
                                 variances[n] = records[p, STAT]
@@ -263,85 +353,27 @@ def flag(  # type: ignore[no-untyped-def]
                         squares += (sample[k] - level) * (sample[k] - level)
                     limit = level + crsigma * math.sqrt(squares / (n - 1))
                 else:
-                    half = n * 0.5
-                    known = False
                     if shortcuts and scale > 0.0:
-                        c0 = np.float32(centre - 0.35 * scale)
-                        c1 = np.float32(centre + 0.35 * scale)
-                        t = (largest - c0) / crsigma
-                        t += 1e-6 * abs(t) + 1e-9 * (abs(c0) + abs(largest))
-                        if t < 0.0:
-                            t = 0.0
-                        low = _outwards(c0 - t, -1.0)
-                        high = _outwards(c1 + t, 1.0)
-                        below = 0
-                        above = 0
-                        within = 0
-                        for k in range(n):
-                            v = sample[k]
-                            below += v < c0
-                            above += v > c1
-                            within += (v > low) & (v < high)
-                        if below < half and above < half:
-                            if within < half:
-                                statistics[1] += 1
-                                # drift with the level: the counts tell which way it goes
-                                centre += 0.5 * scale * (above - below) / n
-                                if fresh:
-                                    column_centre = centre
-                                    fresh = False
-                                continue
-                            known = True
-                            scale *= 0.97
-                    if known:
-                        # the median lies in the bracket: select among the few values there
-                        m_in = 0
-                        for k in range(n):
-                            v = sample[k]
-                            if c0 <= v <= c1:
-                                distance[m_in] = v
-                                m_in += 1
-                        rank = (n >> 1) - below
-                        level = np.float64(select(distance, m_in, rank))
-                        if not n & 1:
-                            lower = -np.inf
-                            for k in range(rank):
-                                if distance[k] > lower:
-                                    lower = distance[k]
-                            level = (lower + level) / 2.0
-                    else:
-                        for k in range(n):
-                            distance[k] = sample[k]
-                        level = median(distance, n)
-                    if shortcuts:
-                        t = (largest - level) / crsigma
-                        t += 1e-6 * abs(t) + 1e-9 * (abs(level) + abs(largest))
-                        within = 0
-                        for k in range(n):
-                            within += abs(sample[k] - level) < t
-                        settled = within < half
-                    else:
-                        settled = False
-                    if settled and known:
-                        statistics[2] += 1
-                        centre = 0.5 * (centre + level)
+                        steps, centre, scale = _settle(sample, n, largest, crsigma, centre, scale)
                         if fresh:
                             column_centre = centre
                             fresh = False
-                        continue
+                        if steps >= 0:
+                            statistics[1 if steps == 0 else 2] += 1
+                            continue
+                    for k in range(n):
+                        distance[k] = sample[k]
+                    level = median(distance, n)
                     for k in range(n):
                         distance[k] = abs(sample[k] - level)
                     mad = median(distance, n)
                     centre = level
                     scale = mad
-                    if fresh:
-                        column_centre = centre
-                        fresh = False
                     statistics[3] += 1
                     limit = level + crsigma * mad
                 for p in range(first, last):
-                    if np.float64(records[p, DATA]) > limit and bits[p, DQ] & 3 == STATE_GOOD:
-                        bits[p, DQ] += STATE_COSMIC - STATE_GOOD
+                    if np.float64(records[p, DATA]) > limit:
+                        bits[p, DQ] |= STATE_COSMIC
 
 
 @njit(cache=True, nogil=True, inline="always")

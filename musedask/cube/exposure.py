@@ -435,7 +435,8 @@ def place(
         set_card(header, f"{PIXTABLE} COMBINED", len(exposures), "number of combined exposures")
         if scheme != "none":
             set_card(header, f"{PIXTABLE} WEIGHTED", True, "Pixel table was weighted relative to exposure time")
-        _combine_strehl(header, exposures)
+        if mode_from_name(str(header.get("ESO INS MODE", ""))).is_nfm:
+            _combine_strehl(header, exposures)
     placements = [
         Placement(True, dec, (ra - ra1, dec - dec1), scale, weight)
         for (ra, dec), scale, weight in zip(points, scales, weights(exposures, scheme), strict=True)
@@ -451,5 +452,5 @@ def _combine_strehl(header: fits.Header, exposures: Sequence[Exposure]) -> None:
         header.remove(key, ignore_missing=True)
     if valid:
         total = sum(1 / e**2 for _, e in valid)
-        set_card(header, keys[0], sum(s / e**2 for s, e in valid) / total, "Combined Strehl ratio")
-        set_card(header, keys[1], 1 / math.sqrt(total), "Combined Strehl ratio error")
+        set_card(header, keys[0], sum(s / e**2 for s, e in valid) / total, "Weighted mean RTC Strehl ratio")
+        set_card(header, keys[1], 1 / math.sqrt(total), "Error of the weighted mean RTC Strehl ratio")

@@ -12,62 +12,254 @@ from typing import TYPE_CHECKING, Any
 from astropy.io import fits
 
 from ..errors import InputError
-from ..io.files import check_output
+from ..io.files import check_output, publish
+from ..io.headers import cards_to_json
 from ..recipe import Recipe
-from .grid import Grid, wcs_cards
+from .grid import Grid
 from .plan import Plan
-from .store import StoredExposure
+from .products import FilterInfo, add_qc, fov_header, image_headers, product_headers, qc_fwhm, qc_prefix, stat_unit
 
 if TYPE_CHECKING:
+    from ..io.tables import Filter
     from .mosaic import Settings
+    from .resample import Job
+    from .store import DiskStore, MemoryStore, StoredExposure
 
 log = logging.getLogger("musedask")
+
+#: what ``save`` may contain; the reference's muse_exp_combine knows the first two
+SAVE = ("cube", "combined", "positioned")
 
 
 @dataclass
 class Products:
-    """The products of one job."""
+    """The products of one job, from the names that the user gave to the files.
+
+    Attributes
+    ----------
+    recipe : Recipe
+    values : mapping
+        Resolved parameters.
+    output : pathlib.Path
+        Zarr cube, or a FITS cube alone if it ends in ``.fits``.
+    fits_output, filter_list, offset_list, output_wcs : path-like or None
+    exposures : sequence of StoredExposure
+        Set once they are known.
+    """
 
     recipe: Recipe
     values: Mapping[str, Any]
     output: Path
-    fits_output: Any
-    filter_list: Any
-    offset_list: Any
-    output_wcs: Any
+    fits_output: str | os.PathLike[str] | None
+    filter_list: str | os.PathLike[str] | None
+    offset_list: str | os.PathLike[str] | None
+    output_wcs: str | os.PathLike[str] | None
     exposures: Sequence[StoredExposure] = field(default_factory=list)
-    keep_cosmics: bool = False
+    inputs: Sequence[str] = ()
 
-    def start(self, header: fits.Header, grid: Grid, store: Any, vacuum: bool) -> None:
+    def __post_init__(self) -> None:
+        saves = [part.strip() for part in str(self.values.get("save", "cube")).split(",")]
+        for part in saves:
+            if part not in SAVE:
+                raise InputError(f"parameter save: {part!r} found, expected {', '.join(SAVE)}")
+        self.saves = saves
+        self.format: str = self.values["format"]
+        self.zarr = None if self.output.suffix == ".fits" else self.output
+        self.fits = Path(self.fits_output) if self.fits_output is not None else None
+        if self.zarr is None:
+            if self.fits is not None:
+                raise InputError(f"{self.output} and {self.fits}: two FITS cubes; the first may be a Zarr cube")
+            self.fits = self.output
+        if self.format != "Cube" and self.fits is None:
+            raise InputError(f"format {self.format} is one of FITS files: name one (--fits)")
+        self.folder = (self.fits or self.output).absolute().parent
+        self.filters = self._read_filters()
+
+    def _read_filters(self) -> list[Filter]:
+        from ..io.tables import read_filter
+
+        filters = []
+        for name in str(self.values["filter"]).split(","):
+            try:
+                found = read_filter(self.filter_list, name.strip())
+            except InputError as error:
+                if self.filter_list is not None and not Path(self.filter_list).exists():
+                    raise
+                # the reference goes on without the image
+                log.error("%s; its image is omitted", error)
+                continue
+            if found is not None:
+                filters.append(found)
+        return filters
+
+    @property
+    def keep_cosmics(self) -> bool:
+        """Whether the rows flagged as cosmic rays are needed after the cube is made."""
+        return "combined" in self.saves or bool(self.values.get("stacked"))
+
+    @property
+    def separate_images(self) -> bool:
+        """Whether field-of-view images are FITS files of their own."""
+        return self.fits is not None and not self.format.startswith("x")
+
+    def files(self) -> list[Path]:
+        """All files that will be written."""
+        files = [path for path in (self.zarr, self.fits) if path is not None]
+        if self.separate_images:
+            files += [self.folder / f"IMAGE_FOV_{k:04d}.fits" for k in range(1, len(self.filters) + 1)]
+        if "combined" in self.saves:
+            files.append(self.folder / "PIXTABLE_COMBINED.fits")
+        if self.values.get("stacked"):
+            files.append(self.folder / "OBJECT_RESAMPLED.fits")
+        return files
+
+    def check(self, *, overwrite: bool) -> None:
+        """Make sure that every file may be written, before any work."""
+        for path in self.files():
+            check_output(path, overwrite=overwrite)
+
+    def start(self, header: fits.Header, grid: Grid) -> None:
+        """Make the headers, once the grid is known."""
         self.grid = grid
-        self.header = header
-
-    def create_cube(self, path: Path, plan: Plan) -> None:
-        from ..io.cube import create_cube_store
-
-        data = fits.Header()
-        for k, v, c in wcs_cards(self.grid):
-            data[k] = (v, c)
-        self.cube = path
-        create_cube_store(
-            path, self.grid.shape, chunks=plan.inner_chunk(), shards=plan.shard(),
-            wavelength=self.grid.wavelengths(), ctype=self.grid.ctype3, primary=fits.Header(), data=data,
-            stat=data, units=("a","b"),
+        self.table_header = header
+        unit = self.exposures[0].units["data"]
+        self.units = (unit, stat_unit(unit))
+        names = self.inputs or [str(p) for e in self.exposures for p in e.sources]
+        calibs: list[tuple[str, str, str | None]] = []
+        used = (
+            (self.offset_list, "OFFSET_LIST"),
+            (self.filter_list, "FILTER_LIST"),
+            (self.output_wcs, "OUTPUT_WCS"),
+        )
+        for path, tag in used:
+            if path is not None:
+                calibs.append((Path(path).name, tag, _datamd5(path)))
+        self.headers = product_headers(
+            header,
+            grid,
+            recipe=self.recipe,
+            values=self.values,
+            raws=[(Path(name).name, self.recipe.raw_tag) for name in names],
+            calibs=calibs,
+            units=self.units,
         )
 
-    def finish_cube(self, settings: Settings) -> None:
-        from ..io.cube import finish_cube_store
-        finish_cube_store(self.cube)
+    def create_cube(self, path: Path, plan: Plan, *, maps: bool) -> None:
+        """Create the Zarr group that the tasks fill."""
+        from ..io.cube import create_cube_store
 
-    def publish(self, settings: Settings) -> Path:
-        from .mosaic import _publish
-        _publish(self.cube, self.output)
-        return self.output
+        primary, data, stat = self.headers
+        create_cube_store(
+            path,
+            self.grid.shape,
+            chunks=plan.inner_chunk(),
+            shards=plan.shard(),
+            wavelength=self.grid.wavelengths(),
+            ctype=self.grid.ctype3,
+            primary=primary,
+            data=data,
+            stat=stat,
+            units=self.units,
+            extra={"weight": "f4", "n_pixels": "i4"} if maps else None,
+            # noise hardly compresses: a cube that is only passed on to FITS is not worth the time
+            codec="lz4" if self.zarr is not None else "none",
+        )
+
+    def finish_cube(self, cube: Path, settings: Settings) -> None:
+        """Add what needs the whole cube: quality control, images, header of the science data product."""
+        import zarr
+
+        from ..io.cube import finish_cube_store, open_source, write_image
+        from .images import filter_fraction, fov_images
+
+        source = open_source(cube)
+        primary, data, stat = (h.copy() for h in self.headers)
+        prefix = qc_prefix(self.recipe)
+        if prefix is not None and not self.format.endswith("Euro3D"):
+            middle = self.grid.nz // 2
+            plane = source.read("flux", (slice(middle, middle + 1), slice(None), slice(None)))[0]
+            add_qc(primary, qc_fwhm(plane, self.grid, prefix))
+        images = fov_images(
+            source, self.filters, memory_limit=settings.memory_limit // 4, threads=settings.local_threads
+        )
+        cards = [
+            FilterInfo(f.name, filter_fraction(f, source.wavelength, source.ctype), f.zp_vega, f.zp_ab).cards()
+            for f in self.filters
+        ]
+        if self.format == "sdpCube":
+            from .products import sdp_headers
+
+            primary, data, stat = sdp_headers(
+                (primary, data, stat),
+                self.grid,
+                [e.header for e in self.exposures],
+                source=source,
+                images=dict(zip([f.name for f in self.filters], images, strict=True)),
+            )
+        group = zarr.open_group(str(cube), mode="r+", use_consolidated=False)
+        group.attrs.update(
+            {
+                "primary_header": cards_to_json(primary),
+                "data_header": cards_to_json(data),
+                "stat_header": cards_to_json(stat),
+            }
+        )
+        self.image_files = []
+        for number, (f, image, of_filter) in enumerate(zip(self.filters, images, cards, strict=True), 1):
+            write_image(group, f.name, image, fov_header(primary, data, of_filter))
+            self.image_files.append((image_headers(primary, data, of_filter, number), image))
+        finish_cube_store(cube)
+
+    def write(self, cube: Path, job: Job, store: MemoryStore | DiskStore, settings: Settings) -> None:
+        """Write the FITS files."""
+        from ..compute import Progress
+        from ..io.cube import cube_to_fits, image_to_fits
+
+        overwrite = settings.overwrite
+        limit = settings.memory_limit // 4
+        if self.fits is not None and self.format.endswith("Euro3D"):
+            from ..io.cube import open_cube
+            from ..io.euro3d import write_euro3d
+
+            write_euro3d(open_cube(cube), self.fits, images=self.format.startswith("x"), overwrite=overwrite)
+        elif self.fits is not None:
+            with Progress("writing FITS", 100) as bar:
+
+                def advance(done: int, total: int) -> None:
+                    bar.advance(100 * done // total - bar.done)
+
+                cube_to_fits(
+                    cube,
+                    self.fits,
+                    format="xCube" if self.format == "xCube" else "Cube",
+                    overwrite=overwrite,
+                    memory_limit=limit,
+                    threads=settings.local_threads,
+                    progress=advance,
+                )
+        if self.separate_images:
+            for number, ((primary, data), image) in enumerate(self.image_files, 1):
+                path = self.folder / f"IMAGE_FOV_{number:04d}.fits"
+                image_to_fits(path, primary, data, image, overwrite=overwrite)
+        if self.keep_cosmics or "positioned" in self.saves:
+            from .rows import write_tables
+
+            write_tables(self, job, store, settings)
+
+    def publish(self, cube: Path) -> Path:
+        """Give the Zarr cube its name; returns where the cube is."""
+        if self.zarr is None:
+            return self.output
+        publish(cube, self.zarr)
+        return self.zarr
 
 
-def check_products(products: Products, *, overwrite: bool) -> None:
-    check_output(products.output, overwrite=overwrite)
+def _datamd5(path: str | os.PathLike[str]) -> str | None:
+    with fits.open(path, memmap=False) as hdus:
+        return hdus[0].header.get("DATAMD5")
 
 
-def write_products(products: Products, settings: Settings, job: Any, store: Any) -> None:
-    pass
+def describe_outputs(products: Products) -> str:
+    """What was written, for the user."""
+    return ", ".join(str(path) for path in products.files())
+

@@ -302,46 +302,60 @@ def voxel_index(  # type: ignore[no-untyped-def]
     z0, z1, y0, y1, x0, x1 = window
     nz_w = z1 - z0
     ny_w = y1 - y0
-    px = np.empty(_BLOCK)
-    py = np.empty(_BLOCK)
     xp = np.empty(_BLOCK)
     yp = np.empty(_BLOCK)
-    guard = np.empty(_BLOCK)
+    wave = np.empty(_BLOCK)
+    fx = np.empty(_BLOCK)
+    fy = np.empty(_BLOCK)
+    fz = np.empty(_BLOCK)
+    safe = np.empty(_BLOCK, np.bool_)
     for first in range(0, n, _BLOCK):
         m = min(_BLOCK, n - first)
         for k in range(m):
             xp[k] = rows[first + k, 0] + zero[0]
             yp[k] = rows[first + k, 1] + zero[1]
+            wave[k] = rows[first + k, 2]
+        if is_log:
+            for k in range(m):
+                iz = int(lround(crval3 / cd33 * math.log(wave[k] / crval3)) + crpix3 - 1.0)
+                fz[k] = min(max(iz, 0), nz - 1)
+        else:
+            _planes(wave, crval3, cd33, crpix3, nz, m, fz)
         if celestial and use_fast:
-            _project_series(xp, yp, wcs, m, px, py, guard)
+            _project_series(xp, yp, wcs, nx, ny, m, fx, fy, safe)
+        else:
+            safe[:m] = False
         for k in range(m):
-            wave = np.float64(rows[first + k, 2])
-            if is_log:
-                iz = int(lround(crval3 / cd33 * math.log(wave / crval3)) + crpix3 - 1.0)
-            else:
-                iz = lround((wave - crval3) / cd33 + crpix3) - 1
-            iz = min(max(iz, 0), nz - 1)
+            iz = int(fz[k])
             if iz < z0 or iz >= z1:
                 keys[first + k] = -1
                 continue
-            if not celestial:
-                u, v = pixel_linear(xp[k], yp[k], wcs)
-            elif not use_fast:
-                u, v = project_exact(xp[k], yp[k], wcs)
+            if safe[k]:
+                ix = int(fx[k])
+                iy = int(fy[k])
             else:
-                u = px[k]
-                v = py[k]
-                fu = abs(u - math.floor(u) - 0.5)
-                fv = abs(v - math.floor(v) - 0.5)
-                if not (fu > guard[k] and fv > guard[k]):
+                if celestial:
                     u, v = project_exact(xp[k], yp[k], wcs)
                     n_exact[0] += 1
-            ix = _clamped(u, nx)
-            iy = _clamped(v, ny)
+                else:
+                    u, v = pixel_linear(xp[k], yp[k], wcs)
+                ix = _clamped(u, nx)
+                iy = _clamped(v, ny)
             if ix < x0 or ix >= x1 or iy < y0 or iy >= y1:
                 keys[first + k] = -1
             else:
                 keys[first + k] = ((ix - x0) * ny_w + (iy - y0)) * nz_w + (iz - z0)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _planes(wave, crval3, cd33, crpix3, nz, m, fz):  # type: ignore[no-untyped-def]
+    """Plane of each wavelength on a linear axis, clamped; what is negative ends in plane 0 anyway."""
+    last = nz - 1.0
+    for k in range(m):
+        position = (wave[k] - crval3) / cd33 + crpix3
+        low = math.floor(position)
+        rounded = low + (1.0 if position - low >= 0.5 else 0.0)
+        fz[k] = min(max(rounded - 1.0, 0.0), last)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -355,8 +369,8 @@ def _clamped(position: float, n: int) -> int:
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _project_series(ra, dec, wcs, m, px, py, guard):  # type: ignore[no-untyped-def]
-    """Vector part of `voxel_index`: pixel coordinates and a bound of their difference to `project_exact`.
+def _project_series(ra, dec, wcs, nx, ny, m, fx, fy, safe):  # type: ignore[no-untyped-def]
+    """Vector part of `voxel_index`: clamped spaxels, and whether `project_exact` must agree.
 
     The reference takes the native latitude from an arcsine near 1, whose error grows as the
     inverse of the distance rho from the reference point: the bound follows it.
@@ -369,26 +383,39 @@ def _project_series(ra, dec, wcs, m, px, py, guard):  # type: ignore[no-untyped-
     m21 = -wcs[6] / det * DEG
     m22 = wcs[4] / det * DEG
     scale = abs(m11) + abs(m12) + abs(m21) + abs(m22)
+    last_x = nx - 1.0
+    last_y = ny - 1.0
     for k in range(m):
         da = (ra[k] - wcs[0]) * RAD
         dd = (dec[k] - wcs[1]) * RAD
         a2 = da * da
         d2 = dd * dd
-        sda = da * (1.0 - a2 / 6.0 * (1.0 - a2 / 20.0 * (1.0 - a2 / 42.0)))
-        vda = a2 / 2.0 * (1.0 - a2 / 12.0 * (1.0 - a2 / 30.0 * (1.0 - a2 / 56.0)))  # 1 - cos
-        sdd = dd * (1.0 - d2 / 6.0 * (1.0 - d2 / 20.0 * (1.0 - d2 / 42.0)))
-        cdd = 1.0 - d2 / 2.0 * (1.0 - d2 / 12.0 * (1.0 - d2 / 30.0 * (1.0 - d2 / 56.0)))
+        sda = da * (1.0 - a2 * (1.0 / 6.0 - a2 * (1.0 / 120.0 - a2 * (1.0 / 5040.0))))
+        vda = a2 * (0.5 - a2 * (1.0 / 24.0 - a2 * (1.0 / 720.0 - a2 * (1.0 / 40320.0))))  # 1 - cos
+        sdd = dd * (1.0 - d2 * (1.0 / 6.0 - d2 * (1.0 / 120.0 - d2 * (1.0 / 5040.0))))
+        cdd = 1.0 - d2 * (0.5 - d2 * (1.0 / 24.0 - d2 * (1.0 / 720.0 - d2 * (1.0 / 40320.0))))
         cosd = cd0 * cdd - sd0 * sdd
-        bottom = cdd - cosd * cd0 * vda
-        xi = cosd * sda / bottom
-        eta = (sdd + cosd * sd0 * vda) / bottom
-        px[k] = m11 * xi + m12 * eta + wcs[2]
-        py[k] = m21 * xi + m22 * eta + wcs[3]
-        rho = math.sqrt(xi * xi + eta * eta)
-        bound = scale * (4e-15 / rho + 2e-14) + 1e-9
-        if not (abs(da) < _MAX_SERIES and abs(dd) < _MAX_SERIES and bound < 0.25):
-            bound = 1.0
-        guard[k] = bound
+        inverse = 1.0 / (cdd - cosd * cd0 * vda)
+        xi = cosd * sda * inverse
+        eta = (sdd + cosd * sd0 * vda) * inverse
+        # half a pixel more: the integer below is the nearest one
+        px = m11 * xi + m12 * eta + (wcs[2] + 0.5)
+        py = m21 * xi + m22 * eta + (wcs[3] + 0.5)
+        bound = scale * (4e-15 / math.sqrt(xi * xi + eta * eta) + 2e-14) + 1e-9
+        ix = math.floor(px)
+        iy = math.floor(py)
+        dx = px - ix
+        dy = py - iy
+        safe[k] = (
+            (dx > bound)
+            & (dx < 1.0 - bound)
+            & (dy > bound)
+            & (dy < 1.0 - bound)
+            & (abs(da) < _MAX_SERIES)
+            & (abs(dd) < _MAX_SERIES)
+        )
+        fx[k] = min(max(ix - 1.0, 0.0), last_x)
+        fy[k] = min(max(iy - 1.0, 0.0), last_y)
 
 
 @njit(cache=True, nogil=True)

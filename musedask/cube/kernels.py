@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 RECORD = 8
 X, Y, WAVE, DATA, STAT, WEIGHT, DQ, ROW = range(RECORD)
-#: ``dq`` of a sorted record holds this in its low bits, the number of the table above
+#: ``dq`` of a sorted record holds these bits, the number of the table above them
 STATE_GOOD, STATE_COSMIC, STATE_BAD = 0, 1, 2
 STATE_BITS = 2
 
@@ -77,8 +77,12 @@ def scatter_rows(  # type: ignore[no-untyped-def]
         state = STATE_GOOD if dq == 0 else (STATE_COSMIC if dq == 32 else STATE_BAD)
         row = bits[k, ROW]
         # a block is sorted by wavelength bin: rows of one table may have to swap back
-        first = offsets[key]
-        while p > first and (out_bits[p - 1, DQ] >> STATE_BITS) == table and out_bits[p - 1, ROW] > row:
+        while (
+            p > 0
+            and out_bits[p - 1, ROW] > row
+            and (out_bits[p - 1, DQ] >> STATE_BITS) == table
+            and p > offsets[key]
+        ):
             for c in range(RECORD):
                 out_bits[p, c] = out_bits[p - 1, c]
             p -= 1

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from ..compute import (
     MemoryMonitor,
     default_memory_limit,
+    default_workers,
     format_bytes,
     n_threads,
     parse_bytes,
@@ -35,7 +36,7 @@ from ..compute import (
     run_tasks,
 )
 from ..errors import InputError, PlanError, StoreError
-from ..io.files import check_output
+from ..io.files import check_output, publish
 from ..io.headers import PIXTABLE, set_card
 from ..recipe import Recipe
 from . import geometry
@@ -69,6 +70,8 @@ from .store import (
 if TYPE_CHECKING:
     import xarray as xr
     from distributed import Client
+
+    from ..io.tables import OutputWcs
 
 log = logging.getLogger("musedask")
 
@@ -122,6 +125,11 @@ class Settings:
     scratch: Path
     overwrite: bool
     timer: Timer = field(default_factory=Timer)
+
+    @property
+    def local_threads(self) -> int:
+        """Threads for work in this process."""
+        return min(self.threads, default_workers()) if self.client is None else default_workers()
 
 
 # ------------------------------------------------------------------------------------- stores
@@ -275,7 +283,7 @@ def make_store(
     _check_disk(settings.scratch, sum(e.n_rows for e in exposures) * ROW_BYTES)
     with _work(settings, description):
         _build_store(exposures, settings.scratch / "store", wave_range, settings)
-        _publish(settings.scratch / "store", output)
+        publish(settings.scratch / "store", output)
     return output
 
 
@@ -343,16 +351,6 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
         else:
             found.append(f"{prefix}{key}")
     return found
-
-
-def _publish(source: Path, output: Path) -> None:
-    """Give a finished folder its name, replacing what had it."""
-    if output.exists() or output.is_symlink():
-        if output.is_dir() and not output.is_symlink():
-            shutil.rmtree(output)
-        else:
-            output.unlink()
-    os.replace(source, output)
 
 
 def _check_disk(folder: Path, size: int) -> None:
@@ -513,15 +511,15 @@ def _make(
     dry_run: bool,
     parameters: Mapping[str, Any],
 ) -> xr.Dataset | None:
-    from ..io.tables import read_offset_list, read_output_wcs
-    from .finish import Products, check_products, write_products
+    from ..io.tables import read_offset_list
+    from .finish import Products, describe_outputs
 
     extra_names = {p.name for p in EXTRA}
     values = recipe.resolve({k: v for k, v in parameters.items() if k not in extra_names})
     params = ResampleParams.from_values(values, {k: v for k, v in parameters.items() if k in extra_names})
     output = Path(output)
     products = Products(recipe, values, output, fits_output, filter_list, offset_list, output_wcs)
-    check_products(products, overwrite=overwrite)
+    products.check(overwrite=overwrite)
     settings = _settings(output, memory_limit, client, n_workers, overwrite)
     timer = settings.timer
 
@@ -529,8 +527,9 @@ def _make(
         inputs = _open_inputs(paths, recipe)
         exposures = inputs.described
         products.exposures = exposures
+        products.inputs = [] if inputs.store is not None else [str(p) for p in paths]
         offsets = read_offset_list(offset_list) if offset_list is not None else None
-        wcs = read_output_wcs(output_wcs) if output_wcs is not None else None
+        wcs = _output_wcs(output_wcs)
         placements, header = _place(recipe, inputs, exposures, offsets, params)
     positioned = exposures[0].stage != "pix"
     vacuum = wcs is not None and wcs.ctype3.startswith("WAVE")
@@ -596,14 +595,16 @@ def _make(
             for e in exposures
         ]
         job = Job(grid, params, tuple(placements), tuple(posangs), wave_range, plan.max_rows)
-        products.start(header, grid, store, vacuum)
+        products.start(header, grid)
+        cube = settings.scratch / "cube.zarr"
         with timer("cube"):
             _run_chunks(job, store, plan, products, settings, resumed)
         with timer("images"):
-            products.finish_cube(settings)
+            products.finish_cube(cube, settings)
         with timer("FITS"):
-            write_products(products, settings, job, store)
-        cube_path = products.publish(settings)
+            products.write(cube, job, store, settings)
+        cube_path = products.publish(cube)
+    log.info("wrote %s", describe_outputs(products))
     log.info("time: %s", timer.describe())
     log.info(
         "peak memory %s in %d process%s (limit %s)",
@@ -613,6 +614,25 @@ def _make(
     from ..io.cube import open_cube
 
     return open_cube(cube_path)
+
+
+def _output_wcs(path: PathLike | None) -> OutputWcs | None:
+    """Read an OUTPUT_WCS; one that the reference would ignore, in whole or in part, is an error here."""
+    from ..io.tables import read_output_wcs
+
+    if path is None:
+        return None
+    wcs = read_output_wcs(path)
+    if wcs is None:
+        raise InputError(f"{path}: no header that can be used as OUTPUT_WCS; the reasons are above")
+    if wcs.cd is None:
+        raise InputError(f"{wcs.source}: the CD matrix is singular or its wavelength axis is tilted")
+    if wcs.cd[1] != 0 or wcs.cd[2] != 0:
+        log.warning(
+            "%s: the grid is rotated; as in the reference, kernels keep the size |CD1_1|, |CD2_2| and are not rotated",
+            wcs.source,
+        )
+    return wcs
 
 
 def _convertible(header: fits.Header) -> bool:
@@ -974,7 +994,7 @@ def _run_chunks(
     if not state.exists():
         shutil.rmtree(cube, ignore_errors=True)
         shutil.rmtree(marks, ignore_errors=True)
-        products.create_cube(cube, plan)
+        products.create_cube(cube, plan, maps=job.params.weight_map)
         marks.mkdir()
         part = state.with_suffix(".part")
         part.write_text(json.dumps(layout))

@@ -25,7 +25,7 @@ TASK_OVERHEAD = 24_000_000
 #: rows of one piece read from disk at a time
 PIECE_ROWS = 1 << 18
 #: a task of this many rows is long enough to hide its start; longer ones only balance worse
-TASK_ROWS = 3_000_000
+TASK_ROWS = 9_000_000
 _INNER = 128
 
 
@@ -224,7 +224,7 @@ def make_plan(
 
     # enough tasks to keep all threads busy to the end
     largest = max(1, -(-nz // (4 * n_threads)))
-    heights = [c for c in (256, 192, 128, 96, 64, 48, 32, 24, 16, 12, 8, 6, 4, 2, 1) if c <= nz] or [nz]
+    heights = [c for c in (64, 48, 32, 24, 16, 12, 8, 6, 4, 2, 1) if c <= nz] or [nz]
     best: tuple[float, tuple[int, int, int], int, float] | None = None
     for tiles in range(1, 65):
         # split the longer side first

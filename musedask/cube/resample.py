@@ -407,7 +407,7 @@ def _list_cosmics(
     first = offsets[:-1].reshape(dims)[tx0:tx1, ty0:ty1, tz0].ravel()
     last = offsets[1:].reshape(dims)[tx0:tx1, ty0:ty1, tz1 - 1].ravel()
     state = bits[:, kernels.DQ]
-    flagged = np.flatnonzero((state & 3) == kernels.STATE_COSMIC)
+    flagged = np.flatnonzero(state & kernels.STATE_COSMIC)
     # rows of a spaxel column are contiguous: keep those inside one of the target's columns
     column = np.searchsorted(first, flagged, side="right") - 1
     flagged = flagged[(column >= 0) & (flagged < last[np.maximum(column, 0)])]

@@ -56,9 +56,7 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
     temporary = Path(name)
     try:
         yield temporary
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        publish(temporary, path)
     except OSError as error:
         if error.errno == 28:
             raise PlanError(f"{path}: no space left on the disk while writing; nothing was kept") from error
@@ -68,6 +66,21 @@ def atomic_path(path: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def publish(source: Path, path: Path) -> None:
+    """Give a finished file or folder its name, replacing what had it."""
+    if source.is_dir() and (path.exists() or path.is_symlink()) and not (path.is_dir() and not path.is_symlink()):
+        path.unlink()
+    elif path.is_dir() and not path.is_symlink():
+        # put aside first: at no time is there half an old one
+        aside = path.with_name(f".{path.name}.old")
+        shutil.rmtree(aside, ignore_errors=True)
+        os.replace(path, aside)
+        os.replace(source, path)
+        shutil.rmtree(aside, ignore_errors=True)
+        return
+    os.replace(source, path)
 
 
 def _umask() -> int:
