@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 from numba import njit
@@ -81,7 +81,7 @@ def encode(total: int) -> str:
     return (text[-1:] + text[:-1]).decode("ascii")
 
 
-def datamd5(units: Iterable[tuple[bytes, int]]) -> str:
+def datamd5(units: Iterable[tuple[bytes, int]], cancelled: Callable[[], bool] = bool) -> str:
     """MD5 sum that the reference writes into ``DATAMD5``.
 
     It runs over all data units with their padding.  Of a unit longer than 16 FITS blocks the
@@ -94,6 +94,8 @@ def datamd5(units: Iterable[tuple[bytes, int]]) -> str:
     units : iterable of (bytes, int)
         The first `MD5_PERIOD` bytes (or all, with padding, if there are fewer) and the padded
         length of each data unit.
+    cancelled : callable
+        Asked now and then; true ends the work with a meaningless result.
 
     Returns
     -------
@@ -105,6 +107,8 @@ def datamd5(units: Iterable[tuple[bytes, int]]) -> str:
         times, rest = divmod(length, MD5_PERIOD)
         # long enough updates release the interpreter lock
         for _ in range(times):
+            if cancelled():
+                break
             md5.update(head)
         md5.update(head[:rest])
     return md5.hexdigest()

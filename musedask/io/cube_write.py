@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -26,11 +27,14 @@ from .files import atomic_path
 from .headers import append_cards, cards_to_json
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     import xarray as xr
     import zarr
 
 #: default memory of the pieces that are being copied at one time
 BYTES_IN_FLIGHT = 256 << 20
+_PIECE = 16 << 20
 _BLOCK = 2880
 
 Progress = Callable[[int, int], None]
@@ -220,16 +224,22 @@ def iter_regions(shape: tuple[int, int, int], step: tuple[int, int, int]) -> Ite
 
 
 def band_step(source: CubeSource, n_bytes: int) -> tuple[int, int, int]:
-    """Largest piece of whole rows within `n_bytes`, in multiples of the source's blocks if they fit."""
+    """Shape of pieces of whole rows to go through a cube with.
+
+    Pieces are multiples of the source's blocks, so that none is decoded twice, of about 16 MiB
+    (larger arrays cost more time to be had from the system than to be filled), and in any case
+    within `n_bytes`, at the price of parts of blocks, if one row fits.
+    """
     nz, ny, nx = source.shape
     bz, by, _ = (min(b, n) for b, n in zip(source.block, source.shape, strict=True))
     row = 4 * nx
     if bz * by * row > n_bytes:
         by = max(1, min(by, n_bytes // (bz * row)))
         return max(1, min(bz, n_bytes // (by * row))), by, nx
-    rows = min(ny, n_bytes // (bz * row) // by * by)
-    planes = min(nz, n_bytes // (rows * row) // bz * bz) if rows == ny else bz
-    return max(bz, planes), rows, nx
+    wanted = min(n_bytes, _PIECE)
+    rows = min(ny, max(1, wanted // (bz * row * by)) * by)
+    planes = min(nz, max(1, wanted // (rows * row * bz)) * bz) if rows == ny else bz
+    return planes, rows, nx
 
 
 def run_pieces(
@@ -394,10 +404,13 @@ def write_fits(
         header = _layout_extension(cards, source.shape[1:], name, "reconstructed image (data values)")
         hdus[f"fov_{name}"] = _Hdu(header, source.shape[1:])
     _, ny, nx = source.shape
-    step = band_step(source, memory_limit // threads)
+    # decoding a piece takes its size once more
+    step = band_step(source, memory_limit // (2 * threads))
     with _HduWriter(file, hdus, datamd5) as out:
         for name, (_, read) in images.items():
             out.put(f"fov_{name}", 0, read())
+        if datamd5:
+            out.start_md5({key: _head(source, key) for key, *_ in extensions})
 
         def copy(piece: tuple[str, Region]) -> int:
             key, (z, y, x) = piece
@@ -461,6 +474,17 @@ def append_images(file: int, shape: tuple[int, int], images: Mapping[str, Image]
             out.put(name, 0, read())
 
 
+def _head(source: CubeSource, name: str) -> bytes:
+    """First bytes of a data unit, as many as `checksum.datamd5` takes."""
+    from .checksum import MD5_PERIOD
+
+    nz, ny, nx = source.shape
+    rows = -(-MD5_PERIOD // (4 * nx))
+    region = slice(0, min(nz, -(-rows // ny))), slice(0, min(ny, rows)), slice(0, nx)
+    values = np.asarray(source.read(name, region), ">f4").tobytes()[:MD5_PERIOD]
+    return values.ljust(min(MD5_PERIOD, -(-len(values) // _BLOCK) * _BLOCK), b"\0")
+
+
 class _HduWriter:
     """Lays HDUs out in a file, takes their pieces in any order from any thread, signs them at the end."""
 
@@ -468,6 +492,8 @@ class _HduWriter:
         from .checksum import swap_and_sum
 
         self._file, self._hdus, self._datamd5, self._swap_and_sum = file, hdus, datamd5, swap_and_sum
+        self._md5: Future[str] | None = None
+        self._failed = Event()
         # appending to a list is safe in any thread
         self._totals: dict[str, list[int]] = {key: [0] for key in hdus}
         stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S")
@@ -493,20 +519,37 @@ class _HduWriter:
             written = os.pwrite(self._file, view, offset)
             view, offset = view[written:], offset + written
 
+    def start_md5(self, heads: Mapping[str, bytes]) -> None:
+        """Take ``DATAMD5`` while the data are written; `heads` are those of the HDUs not written yet."""
+        from concurrent.futures import ThreadPoolExecutor
+
+        from .checksum import MD5_PERIOD, datamd5
+
+        units = [
+            (
+                heads[key] if key in heads else os.pread(self._file, min(hdu.span, MD5_PERIOD), hdu.offset),
+                hdu.span,
+            )
+            for key, hdu in self._hdus.items()
+        ]
+        pool = ThreadPoolExecutor(1)
+        self._md5 = pool.submit(datamd5, units, self._failed.is_set)
+        pool.shutdown(wait=False)
+
     def __enter__(self) -> _HduWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        from .checksum import MD5_PERIOD, fold
-        from .checksum import datamd5 as make_md5
+        from .checksum import fold
 
         if kind is not None:
+            self._failed.set()
             return
         if self._datamd5:
-            self._hdus[""].header["DATAMD5"] = make_md5(
-                (os.pread(self._file, min(hdu.span, MD5_PERIOD), hdu.offset), hdu.span)
-                for hdu in self._hdus.values()
-            )
+            if self._md5 is None:
+                self.start_md5({})
+            assert self._md5 is not None
+            self._hdus[""].header["DATAMD5"] = self._md5.result()
         for key, hdu in self._hdus.items():
             self._put_bytes(_signed(hdu.header, fold(sum(self._totals[key]))), hdu.start)
 

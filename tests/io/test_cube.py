@@ -449,6 +449,18 @@ def test_outputs_are_whole_or_absent(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["c.fits"]
 
 
+def test_streaming_is_bounded(tmp_path):
+    make_store(tmp_path / "c.zarr", (64, 128, 256), (8, 32, 64), (16, 64, 256))
+    cube_to_fits(tmp_path / "c.zarr", tmp_path / "warm.fits")
+    tracemalloc.start()
+    cube_to_fits(tmp_path / "c.zarr", tmp_path / "c.fits", memory_limit=2_000_000)
+    cube_to_zarr(tmp_path / "c.fits", tmp_path / "d.zarr", chunks=(8, 32, 64), shards=(8, 32, 256))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4_000_000 < 2 * 4 * 64 * 128 * 256
+    assert (tmp_path / "c.fits").stat().st_size == (tmp_path / "warm.fits").stat().st_size
+
+
 def test_bands_respect_the_limit():
     class Source:
         shape, block = (100, 300, 200), (16, 32, 32)
