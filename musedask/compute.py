@@ -58,9 +58,8 @@ def default_memory_limit() -> int:
 
     available = psutil.virtual_memory().available
     for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):
-            with open(path) as file:
-                available = min(available, int(file.read()))
+        with contextlib.suppress(OSError, ValueError), open(path) as file:
+            available = min(available, int(file.read()))
     return int(0.6 * available)
 
 

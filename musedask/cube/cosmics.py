@@ -309,22 +309,22 @@ def flag(  # type: ignore[no-untyped-def]
                 a = max(z - 1, zf) - zf
                 b = min(z + 2, zl) - zf
                 need = last - first
-                for s in used:
-                    need += merged_start[s, b] - merged_start[s, a]
+                for held_slot in used:
+                    need += merged_start[held_slot, b] - merged_start[held_slot, a]
                 if need > sample.shape[0]:
                     sample = np.empty(2 * need, np.float32)
                     distance = np.empty(2 * need)
                     if cr_type == _IRAF:
                         variances = np.empty(2 * need, np.float32)
                 n = 0
-                for s in used:
-                    start = merged_start[s, a]
-                    size = merged_start[s, b] - start
+                for held_slot in used:
+                    start = merged_start[held_slot, a]
+                    size = merged_start[held_slot, b] - start
                     for k in range(size):
-                        sample[n + k] = merged[s, start + k]
+                        sample[n + k] = merged[held_slot, start + k]
                     if cr_type == _IRAF:
                         for k in range(size):
-                            variances[n + k] = merged_var[s, start + k]
+                            variances[n + k] = merged_var[held_slot, start + k]
                     n += size
                 if n_merge == 2:
                     for p in range(first, last):

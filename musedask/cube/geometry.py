@@ -29,10 +29,11 @@ _MAX_SERIES = 0.03
 @njit(cache=True, nogil=True, inline="always")
 def lround(value: float) -> int:
     """C ``lround``: nearest integer, halves away from zero."""
-    low = math.floor(abs(value))
-    if abs(value) - low >= 0.5:
-        low += 1.0
-    return int(low) if value >= 0 else -int(low)
+    size = abs(value)
+    low = int(math.floor(size))
+    if size - low >= 0.5:
+        low += 1
+    return low if value >= 0 else -low
 
 
 @njit(cache=True, nogil=True)

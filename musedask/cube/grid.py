@@ -189,7 +189,8 @@ def table_scales(header: fits.Header) -> tuple[float, float]:
     try:
         cd11, cd12, cd21, cd22 = (float(header[f"CD{i}_{j}"]) for i in (1, 2) for j in (1, 2))
     except KeyError as error:
-        raise InputError(f"the pixel table has no keyword {error.args[0].split()[0]}: it was never projected") from error
+        keyword = error.args[0].split()[0]
+        raise InputError(f"the pixel table has no keyword {keyword}: it was never projected") from error
     det = cd11 * cd22 - cd12 * cd21
     if det == 0:
         raise InputError(f"the CD matrix of the pixel table is singular: {cd11}, {cd12}, {cd21}, {cd22}")

@@ -19,14 +19,15 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from .params import METHODS
+
 RECORD = 8
 X, Y, WAVE, DATA, STAT, WEIGHT, DQ, ROW = range(RECORD)
 #: ``dq`` of a sorted record holds these bits, the number of the table above them
 STATE_GOOD, STATE_COSMIC, STATE_BAD = 0, 1, 2
 STATE_BITS = 2
 
-METHODS = {"nearest": 0, "linear": 1, "quadratic": 2, "renka": 3, "drizzle": 4, "lanczos": 5}
-_LINEAR, _QUADRATIC, _RENKA, _DRIZZLE, _LANCZOS = 1, 2, 3, 4, 5
+_LINEAR, _QUADRATIC, _LANCZOS = METHODS["linear"], METHODS["quadratic"], METHODS["lanczos"]
 _FLT_MAX = 3.40282346638528860e38
 _DBL_MIN = 2.2250738585072014e-308
 _ZN = 1.0 / 1.25
@@ -203,7 +204,7 @@ def weighted(  # type: ignore[no-untyped-def]
     Parameters
     ----------
     method : int
-        One of `METHODS`.
+        One of `params.METHODS`.
     scale : ndarray of float64, shape (2,)
         Pixels per unit of position in x and y.
     rc : float

@@ -37,7 +37,7 @@ from ..compute import (
 )
 from ..errors import InputError, PlanError, StoreError
 from ..io.files import check_output, publish
-from ..io.headers import PIXTABLE, set_card
+from ..io.headers import PIXTABLE
 from ..recipe import Recipe
 from . import geometry
 from .cosmics import direction
@@ -57,7 +57,6 @@ from .store import (
     MemoryStore,
     StoredExposure,
     block_limits,
-    block_path,
     describe,
     finish_store,
     needs_cut,
@@ -884,11 +883,9 @@ def _dry_run(
             # a projected table's limits are polar; theta alone bounds its radius
             radius = math.degrees(-limits.y[0])
             wide = radius / max(math.cos(math.radians(placement.dec0)), 1e-3)
-            limits = replace(limits, x=(-wide, wide), y=(-radius, radius))
             zero = (float(header["CRVAL1"]), float(header["CRVAL2"]))
-            x = tuple(v + placement.shift[0] + zero[0] for v in limits.x)
-            y = tuple(v + placement.shift[1] + zero[1] for v in limits.y)
-            limits = replace(limits, x=x, y=y)
+            x, y = placement.shift[0] + zero[0], placement.shift[1] + zero[1]
+            limits = replace(limits, x=(x - wide, x + wide), y=(y - radius, y + radius))
         boxes.append(limits)
     low = max(min(b.wave[0] for b in boxes), params.lambdamin)
     high = min(max(b.wave[1] for b in boxes), params.lambdamax)
@@ -960,9 +957,8 @@ def _run_chunk(spec: _ChunkSpec, item: tuple[int, Window]) -> NDArray[np.int64]:
         write_region(arrays["n_pixels"], start, chunk.n_pixels)
     mark = Path(spec.marks) / f"{number:06d}"
     if spec.keep_cosmics:
-        rows = {str(e): r for e, r in chunk.cosmics}
         part = mark.with_suffix(".part.npz")
-        np.savez(part, **_joined(chunk.cosmics)) if rows else np.savez(part)
+        np.savez(part, **_joined(chunk.cosmics))  # type: ignore[arg-type]
         os.replace(part, mark)
     else:
         mark.touch()

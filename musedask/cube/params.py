@@ -8,7 +8,9 @@ from typing import Any
 
 from ..errors import InputError
 from ..recipe import Parameter, Recipe
-from .kernels import METHODS
+
+#: resampling methods and their numbers in `kernels`
+METHODS = {"nearest": 0, "linear": 1, "quadratic": 2, "renka": 3, "drizzle": 4, "lanczos": 5}
 
 _SAVE = Parameter(
     "save",

@@ -226,10 +226,13 @@ def make_plan(
     largest = max(1, -(-nz // (4 * n_threads)))
     heights = [c for c in (64, 48, 32, 24, 16, 12, 8, 6, 4, 2, 1) if c <= nz] or [nz]
     best: tuple[float, tuple[int, int, int], int, float] | None = None
-    for tiles in range(1, 65):
+    feasible = 0
+    for tiles in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048, 4096):
+        if feasible and tiles > 4 * feasible:
+            break
         # split the longer side first
-        ty = max(1, round(math.sqrt(tiles * ny / nx)))
-        tx = -(-tiles // ty)
+        ty = min(max(1, round(math.sqrt(tiles * ny / nx))), ny)
+        tx = min(-(-tiles // ty), nx)
         cy, cx = -(-ny // ty), -(-nx // tx)
         share = fraction(cy, cx)
         for cz in heights:
@@ -241,11 +244,10 @@ def make_plan(
             work = overlap * (1 + 0.15 * max(0.0, 1 / max(share, 1e-3) - 1))
             if best is None or work < best[0]:
                 best = (work, (cz, cy, cx), size, rows)
-            break
-        if best is not None and tiles >= 2 * (best[1][1] and round(ny / best[1][1]) * round(nx / best[1][2]) or 1) + 2:
+            feasible = feasible or tiles
             break
     if best is None:
-        smallest = min(cost(1, -(-ny // k), -(-nx // k))[0] for k in (1, 2, 4, 8))
+        smallest = min(cost(1, -(-ny // k), -(-nx // k))[0] for k in (1, 2, 4, 8, 16, 32, 64) if k <= min(ny, nx))
         need = fixed + n_threads * smallest
         raise PlanError(
             f"no chunk fits {format_bytes(memory)} with {n_threads} threads; "

@@ -10,6 +10,7 @@ plain read at an offset.
 from __future__ import annotations
 
 import json
+import itertools
 import logging
 import math
 import os
@@ -230,7 +231,7 @@ def read_block(
     weight = table.read("weight", start, stop) if table.has_weight else empty
     flat_wave, flat_value = exposure.flat if exposure.flat is not None else (np.empty(0), np.empty(0))
     bad = np.zeros(4, np.int64)
-    _scatter(
+    _scatter(  # type: ignore[call-arg]
         *columns, weight, bins, offsets[:-1].copy(), source.first_row + start, source.scale,
         flat_wave, flat_value, rows, rows.view(np.int32), bad,
     )  # fmt: skip
@@ -279,7 +280,7 @@ def plan_blocks(exposure: Exposure, block_rows: int) -> list[tuple[int, int, int
         n = source.table.n_rows
         parts = max(1, -(-n // block_rows))
         edges = np.linspace(0, n, parts + 1).astype(int)
-        pieces += [(number, int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True)]
+        pieces += [(number, int(a), int(b)) for a, b in itertools.pairwise(edges)]
     return pieces
 
 
@@ -370,8 +371,8 @@ class DiskStore:
             )
             pieces, limits, bins = (index[f"{what}_{number}"] for what in ("pieces", "limits", "bins"))
             exposure.blocks = [
-                Block(number, k, *(int(v) for v in pieces[k]), bins[k], tuple(float(v) for v in limits[k]))
-                for k in range(len(pieces))
+                Block(number, k, int(piece[0]), int(piece[1]), int(piece[2]), bins[k], tuple(map(float, limits[k])))
+                for k, piece in enumerate(pieces)
             ]
             if check_sources:
                 _check_sources(self.path, exposure)
@@ -383,7 +384,7 @@ class DiskStore:
         rows = np.empty((last - first, RECORD), "<f4")
         if last > first:
             path = block_path(self.path, block.exposure, block.number)
-            view = memoryview(rows.reshape(-1).view(np.uint8))
+            view = rows.reshape(-1).view(np.uint8).data
             with open(path, "rb", buffering=0) as file:
                 file.seek(first * ROW_BYTES)
                 done = 0
@@ -418,7 +419,7 @@ def write_block(path: Path, exposure: int, number: int, rows: NDArray[np.float32
     chunk.parent.mkdir(parents=True, exist_ok=True)
     part = chunk.with_name("0.part")
     with open(part, "wb", buffering=0) as file:
-        view = memoryview(np.ascontiguousarray(rows, "<f4").reshape(-1).view(np.uint8))
+        view = np.ascontiguousarray(rows, "<f4").reshape(-1).view(np.uint8).data
         done = 0
         while done < len(view):
             done += file.write(view[done:])

@@ -69,7 +69,7 @@ def append_cards(header: fits.Header, cards: Iterable[Card]) -> None:
     """Append ``[keyword, value, comment]`` cards, keeping duplicates of COMMENT and HISTORY."""
     for keyword, value, comment in cards:
         if keyword in ("COMMENT", "HISTORY", ""):
-            header.add_comment(value) if keyword == "COMMENT" else header.add_history(value)
+            header.append(fits.Card(keyword, value), end=True)
             continue
         name = f"HIERARCH {keyword}" if (len(keyword) > 8 or " " in keyword) else keyword
         header.append(fits.Card(name, value, comment or ""), end=True)

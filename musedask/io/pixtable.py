@@ -144,7 +144,7 @@ class PixtableFile:
         return raw.byteswap(inplace=True).view(raw.dtype.newbyteorder("="))
 
     def _read_into(self, buffer: NDArray[np.uint8], offset: int) -> None:
-        view = memoryview(buffer)
+        view = buffer.data
         with open(self.path, "rb", buffering=0) as file:
             file.seek(offset)
             done = 0
@@ -316,7 +316,7 @@ def open_pixtable(path: str | os.PathLike[str], *, chunks: int = 1 << 20) -> xr.
 
     table = scan_pixtable(path)
     stat = table.path.stat()
-    bounds = list(range(0, table.n_rows, chunks)) + [table.n_rows]
+    bounds = [*range(0, table.n_rows, chunks), table.n_rows]
     sizes = tuple(int(n) for n in np.diff(bounds)) or (0,)
     variables = {}
     for name, column in table.columns.items():
