@@ -197,7 +197,7 @@ def _settle(sample, n, largest, crsigma, centre, scale):  # type: ignore[no-unty
 
 @njit(cache=True, nogil=True)
 def flag(  # type: ignore[no-untyped-def]
-    records, bits, offsets, window, region, cr_type, direction, crsigma, shortcuts, statistics
+    records, bits, offsets, window, region, cr_type, direction, crsigma, shortcuts, statistics, values
 ):
     """Mark cosmic-ray rows: add STATE_COSMIC to their state.
 
@@ -216,7 +216,9 @@ def flag(  # type: ignore[no-untyped-def]
     shortcuts : bool
         False selects the median and the MAD of every voxel (for tests).
     statistics : ndarray of int64, shape (4,)
-        Incremented: voxels tested, settled by the bracket, settled by the median, in full.
+        Incremented: voxels tested, settled by the bracket at once, by halving it, in full.
+    values : ndarray of float32, shape (n,)
+        Space for the values of the records.
     """
     nx, ny, nz = window
     x0, x1, y0, y1, z0, z1 = region
@@ -224,7 +226,6 @@ def flag(  # type: ignore[no-untyped-def]
     n_merge = 3 if direction == DIR_NONE else 2
     width = max(z1 - z0 + 2, 1)
     # the sample's values side by side; NaN for rows that do not belong to it
-    values = np.empty(records.shape[0], np.float32)
     for p in range(records.shape[0]):
         values[p] = records[p, DATA] if bits[p, DQ] & STATE_BAD == 0 else np.nan
     # four slots hold the merged lines inner-1 .. inner+2, each merged once

@@ -95,7 +95,17 @@ class Products:
     @property
     def keep_cosmics(self) -> bool:
         """Whether the rows flagged as cosmic rays are needed after the cube is made."""
-        return "combined" in self.saves or bool(self.values.get("stacked"))
+        return self.makes_cube and ("combined" in self.saves or bool(self.values.get("stacked")))
+
+    @property
+    def makes_cube(self) -> bool:
+        """Whether there is a cube among the products; without one, nothing is resampled."""
+        return "cube" in self.saves
+
+    @property
+    def saves_tables(self) -> bool:
+        """Whether there are pixel tables among the products."""
+        return "combined" in self.saves or "positioned" in self.saves
 
     @property
     def separate_images(self) -> bool:
@@ -104,11 +114,15 @@ class Products:
 
     def files(self) -> list[Path]:
         """All files that will be written."""
-        files = [path for path in (self.zarr, self.fits) if path is not None]
-        if self.separate_images:
+        files = [path for path in (self.zarr, self.fits) if path is not None and self.makes_cube]
+        if self.separate_images and self.makes_cube:
             files += [self.folder / f"IMAGE_FOV_{k:04d}.fits" for k in range(1, len(self.filters) + 1)]
         if "combined" in self.saves:
             files.append(self.folder / "PIXTABLE_COMBINED.fits")
+        if "positioned" in self.saves:
+            files += [
+                self.folder / f"PIXTABLE_POSITIONED_{k:04d}.fits" for k in range(1, len(self.exposures) + 1)
+            ]
         if self.values.get("stacked"):
             files.append(self.folder / "OBJECT_RESAMPLED.fits")
         return files
@@ -117,6 +131,15 @@ class Products:
         """Make sure that every file may be written, before any work."""
         for path in self.files():
             check_output(path, overwrite=overwrite)
+        if self.exposures and (self.saves_tables or self.values.get("stacked")):
+            from .rows import check_sources
+
+            check_sources(self.exposures)
+
+    def row_bytes(self, n_rows: int) -> int:
+        """Disk space that the pixel tables will take."""
+        # eight columns of four bytes, wherever they go
+        return 32 * n_rows * (("combined" in self.saves) + ("positioned" in self.saves))
 
     def start(self, header: fits.Header, grid: Grid) -> None:
         """Make the headers, once the grid is known."""
@@ -134,6 +157,7 @@ class Products:
         for path, tag in used:
             if path is not None:
                 calibs.append((Path(path).name, tag, _datamd5(path)))
+        self.calibs = calibs
         self.headers = product_headers(
             header,
             grid,
@@ -241,7 +265,11 @@ class Products:
             for number, ((primary, data), image) in enumerate(self.image_files, 1):
                 path = self.folder / f"IMAGE_FOV_{number:04d}.fits"
                 image_to_fits(path, primary, data, image, overwrite=overwrite)
-        if self.keep_cosmics or "positioned" in self.saves:
+        self.write_rows(job, store, settings)
+
+    def write_rows(self, job: Job, store: MemoryStore | DiskStore, settings: Settings) -> None:
+        """Write what is made of rows: pixel tables, and the stacked image."""
+        if self.saves_tables or self.values.get("stacked"):
             from .rows import write_tables
 
             write_tables(self, job, store, settings)

@@ -133,59 +133,73 @@ def drizzle(  # type: ignore[no-untyped-def]
     a_x, a_y, a_z = drop[0], drop[1], drop[2]
     b_x, b_y = size[0], size[1]
     volume = a_x * a_y * a_z
-    # inside these distances the smaller of the two boxes lies whole in the other
+    reach_x, reach_y = (a_x + b_x) / 2, (a_y + b_y) / 2
     count = n_pixels.shape[0] > 0
-    overlap_z = np.empty(2 * ld + 1)
+    # the spaxels around a column, and those of them that a row overlaps
+    side = 2 * ld + 1
+    near_x = np.empty(side * side)
+    near_y = np.empty(side * side)
+    near_c = np.empty(side * side)
+    near_v = np.empty(side * side, np.int64)
+    overlap = np.empty(side * side)
+    hit = np.empty(side * side + 1, np.int64)
+    overlap_z = np.empty(side + 1)
+    plane = np.empty(side + 1, np.int64)
     for i in range(max(tx0 - ld, 0), min(tx1 + ld, window[0])):
         for j in range(max(ty0 - ld, 0), min(ty1 + ld, ny_w)):
             base = (i * ny_w + j) * nz_w
+            n_near = 0
+            for ti in range(max(i - ld, tx0), min(i + ld + 1, tx1)):
+                for tj in range(max(j - ld, ty0), min(j + ld + 1, ty1)):
+                    near_x[n_near] = xc[ti, tj]
+                    near_y[n_near] = yc[ti, tj]
+                    near_c[n_near] = cosine[ti, tj]
+                    near_v[n_near] = ((ti - tx0) * ny_t + (tj - ty0)) * nz_t - tz0
+                    n_near += 1
             for z in range(max(tz0 - ld, 0), min(tz1 + ld, nz_w)):
+                z_first = max(z - ld, tz0)
+                z_last = min(z + ld + 1, tz1)
                 for p in range(offsets[base + z], offsets[base + z + 1]):
                     if bits[p, DQ] & 3 != STATE_GOOD:
                         continue
+                    # no branches on the overlaps: they are as good as random
                     lam = np.float64(records[p, WAVE])
-                    data = np.float64(records[p, DATA])
-                    stat = np.float64(records[p, STAT])
-                    # a zero weight adds nothing, unless the value is not finite
-                    all_in = not (math.isfinite(data) and math.isfinite(stat))
-                    z_first = max(z - ld, tz0)
-                    z_last = min(z + ld + 1, tz1)
-                    any_z = False
+                    n_planes = 0
                     for t in range(z_first, z_last):
                         d = abs(wave[t] - lam)
                         b = step[t]
                         o = b if d + b / 2 <= a_z / 2 else (a_z + b) / 2 - d
-                        o = min(o, a_z)
-                        overlap_z[t - z_first] = o
-                        any_z |= o > 0.0
-                    if not (any_z or all_in):
-                        continue
+                        overlap_z[n_planes] = min(o, a_z)
+                        plane[n_planes] = t
+                        n_planes += o > 0.0
                     xp = np.float64(records[p, X]) + zero[0]
                     yp = np.float64(records[p, Y]) + zero[1]
+                    for m in range(n_near):
+                        dx = abs(near_x[m] - xp) * near_c[m]
+                        dy = abs(near_y[m] - yp)
+                        o_x = b_x if dx + b_x / 2 <= a_x / 2 else reach_x - dx
+                        o_y = b_y if dy + b_y / 2 <= a_y / 2 else reach_y - dy
+                        o = min(o_x, a_x) * min(o_y, a_y)
+                        overlap[m] = o if (o_x > 0.0) & (o_y > 0.0) else 0.0
+                    n_hit = 0
+                    for m in range(n_near):
+                        hit[n_hit] = m
+                        n_hit += overlap[m] > 0.0
+                    data = np.float64(records[p, DATA])
+                    stat = np.float64(records[p, STAT])
                     factor = np.float64(records[p, WEIGHT])
-                    for ti in range(max(i - ld, tx0), min(i + ld + 1, tx1)):
-                        for tj in range(max(j - ld, ty0), min(j + ld + 1, ty1)):
-                            d = abs(xc[ti, tj] - xp) * cosine[ti, tj]
-                            o_x = b_x if d + b_x / 2 <= a_x / 2 else (a_x + b_x) / 2 - d
-                            d = abs(yc[ti, tj] - yp)
-                            o_y = b_y if d + b_y / 2 <= a_y / 2 else (a_y + b_y) / 2 - d
-                            inside = o_x > 0.0 and o_y > 0.0
-                            if not (inside or all_in):
-                                continue
-                            o_xy = min(o_x, a_x) * min(o_y, a_y)
-                            v = ((ti - tx0) * ny_t + (tj - ty0)) * nz_t - tz0
-                            for t in range(z_first, z_last):
-                                o = overlap_z[t - z_first]
-                                w = 0.0
-                                if inside and o > 0.0:
-                                    w = o_xy * o / volume * factor
-                                elif not all_in:
-                                    continue
-                                sums[v + t, 0] += w
-                                sums[v + t, 1] += data * w
-                                sums[v + t, 2] += stat * w * w
-                                if count and w > 0.0:
-                                    n_pixels[v + t] += 1
+                    for h in range(n_hit):
+                        m = hit[h]
+                        o_xy = overlap[m]
+                        v = near_v[m]
+                        for t in range(n_planes):
+                            w = o_xy * overlap_z[t] / volume * factor
+                            q = v + plane[t]
+                            sums[q, 0] += w
+                            sums[q, 1] += data * w
+                            sums[q, 2] += stat * w * w
+                            if count and w > 0.0:
+                                n_pixels[q] += 1
 
 
 @njit(cache=True, nogil=True, inline="always", error_model="numpy")

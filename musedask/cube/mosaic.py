@@ -415,7 +415,7 @@ def combine(
     Returns
     -------
     xarray.Dataset or None
-        The cube, lazy; None after a dry run.
+        The cube, lazy; None after a dry run, or if there is none among the products (``save``).
 
     Raises
     ------
@@ -530,6 +530,11 @@ def _make(
         offsets = read_offset_list(offset_list) if offset_list is not None else None
         wcs = _output_wcs(output_wcs)
         placements, header = _place(recipe, inputs, exposures, offsets, params)
+        # now that the exposures are known
+        products.check(overwrite=overwrite)
+    if not products.makes_cube:
+        # as in the reference, tables are neither resampled nor searched for cosmic rays
+        wcs = None
     positioned = exposures[0].stage != "pix"
     vacuum = wcs is not None and wcs.ctype3.startswith("WAVE")
     if vacuum:
@@ -582,9 +587,13 @@ def _make(
             limits = _limits(store, placements, vacuum, wave_range, settings)
             grid = _grid(recipe, store, header, limits, wave_range, params, wcs, placements)
             check_overlap(grid)
-        plan = _plan(store, grid, params, placements, settings, wave_range, in_memory, chunks)
-        log.info("%s", plan.describe())
-        _check_disk(settings.scratch, plan.disk_bytes)
+        plan = None
+        disk = products.row_bytes(total)
+        if products.makes_cube:
+            plan = _plan(store, grid, params, placements, settings, wave_range, in_memory, chunks)
+            log.info("%s", plan.describe())
+            disk += plan.disk_bytes
+        _check_disk(settings.scratch, disk)
         posangs = [
             direction(
                 float(e.header.get("ESO INS DROT POSANG", 0.0)),
@@ -593,16 +602,21 @@ def _make(
             )
             for e in exposures
         ]
-        job = Job(grid, params, tuple(placements), tuple(posangs), wave_range, plan.max_rows)
+        job = Job(grid, params, tuple(placements), tuple(posangs), wave_range, plan.max_rows if plan else 0)
         products.start(header, grid)
-        cube = settings.scratch / "cube.zarr"
-        with timer("cube"):
-            _run_chunks(job, store, plan, products, settings, resumed)
-        with timer("images"):
-            products.finish_cube(cube, settings)
-        with timer("FITS"):
-            products.write(cube, job, store, settings)
-        cube_path = products.publish(cube)
+        cube_path = None
+        if plan is None:
+            with timer("FITS"):
+                products.write_rows(job, store, settings)
+        else:
+            cube = settings.scratch / "cube.zarr"
+            with timer("cube"):
+                _run_chunks(job, store, plan, products, settings, resumed)
+            with timer("images"):
+                products.finish_cube(cube, settings)
+            with timer("FITS"):
+                products.write(cube, job, store, settings)
+            cube_path = products.publish(cube)
     log.info("wrote %s", describe_outputs(products))
     log.info("time: %s", timer.describe())
     log.info(
@@ -612,7 +626,7 @@ def _make(
     )  # fmt: skip
     from ..io.cube import open_cube
 
-    return open_cube(cube_path)
+    return open_cube(cube_path) if cube_path is not None else None
 
 
 def _output_wcs(path: PathLike | None) -> OutputWcs | None:

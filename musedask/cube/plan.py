@@ -13,8 +13,8 @@ from ..compute import format_bytes
 from ..errors import PlanError
 from .kernels import RECORD
 
-#: what a task holds per row: its key and the record sorted into voxels; read from disk also the record itself
-ROW_SORTED = 4 + 4 * RECORD
+#: what a task holds per row: its key, the record sorted into voxels, its value once more; from disk also the record
+ROW_SORTED = 4 + 4 * RECORD + 4
 ROW_READ = 4 * RECORD
 #: per voxel of the window: two counters; per voxel of the chunk: three sums and two results, in file order
 VOXEL_WINDOW = 16

@@ -317,6 +317,48 @@ def product_headers(
     return primary, data, stat
 
 
+def table_header(
+    table: fits.Header,
+    *,
+    recipe: Recipe,
+    values: Mapping[str, Any],
+    raws: Sequence[tuple[str, str]],
+    calibs: Sequence[tuple[str, str, str | None]],
+    category: str,
+    file_name: str,
+    raw_header: fits.Header | None = None,
+    date: str | None = None,
+) -> fits.Header:
+    """Primary header of a pixel table, which keeps its world coordinates and its ``PIXTABLE`` cards.
+
+    Parameters
+    ----------
+    table : astropy.io.fits.Header
+        Header of the table, see `exposure.place`.
+    recipe, values, raws, calibs, category, file_name, raw_header, date
+        See `product_headers`.
+
+    Returns
+    -------
+    astropy.io.fits.Header
+    """
+    header = _primary(
+        table,
+        table if raw_header is None else raw_header,
+        recipe=recipe,
+        values=values,
+        raws=raws,
+        calibs=calibs,
+        category=category,
+        file_name=file_name,
+        date=date or datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"),
+    )
+    for c in _renamed(table).cards:
+        if _WCS.match(c.keyword) or c.keyword.startswith(f"{PIXTABLE} "):
+            _put(header, c.keyword, c.value, c.comment)
+    return _in_order(header)
+
+
 def add_qc(primary: fits.Header, qc: Iterable[Card]) -> None:
     """Insert quality-control cards before those of ``ESO DRS MUSE``, where the reference has them."""
     place = next((i for i, c in enumerate(primary.cards) if c.keyword.startswith("ESO DRS MUSE")), None)

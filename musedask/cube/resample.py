@@ -6,9 +6,10 @@ Knows nothing of Dask, and of storage only that a store gives the rows of a bloc
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +83,27 @@ class Chunk:
     n_pixels: NDArray[np.int32]
     cosmics: list[tuple[int, NDArray[np.int32]]] = field(default_factory=list)
     statistics: NDArray[np.int64] = field(default_factory=lambda: np.zeros(6, np.int64))
+
+
+class _Workspace(threading.local):
+    """Large arrays of a thread, kept from task to task: fresh memory from the system is slow."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, NDArray[np.uint8]] = {}
+
+    def get(self, name: str, n: int, dtype: type[np.generic]) -> NDArray[Any]:
+        """An array of n values whose contents are undefined."""
+        size = n * np.dtype(dtype).itemsize
+        held = self._arrays.get(name)
+        if held is None or len(held) < size:
+            # the old one goes first
+            self._arrays.pop(name, None)
+            del held
+            held = self._arrays[name] = np.empty(size, np.uint8)
+        return held[:size].view(dtype)
+
+
+_workspace = _Workspace()
 
 
 class _TooManyRows(Exception):
@@ -282,7 +304,8 @@ def _resample(job: Job, store: Store, whole: Window, part: Window, out: Chunk, k
     n_exact = np.zeros(1, np.int64)
 
     held: list[tuple[int, NDArray[np.float32], NDArray[np.int32]]] = []
-    counts = np.zeros(n_voxels + 1, np.int64)
+    counts = _workspace.get("offsets", n_voxels + 1, np.int64)
+    counts[:] = 0
     total = 0
     for number, rows, keys in _pieces(job, store, outer, n_exact):
         kept = kernels.count_rows(keys, counts)
@@ -307,8 +330,9 @@ def _resample(job: Job, store: Store, whole: Window, part: Window, out: Chunk, k
         return
 
     offsets = np.cumsum(counts, out=counts)
-    cursor = offsets[:-1].astype(np.int32)
-    records = np.empty((total, RECORD), np.float32)
+    cursor = _workspace.get("cursor", n_voxels, np.int32)
+    cursor[:] = offsets[:-1]
+    records = _workspace.get("records", total * RECORD, np.float32).reshape(total, RECORD)
     bits = records.view(np.int32)
     held.reverse()
     while held:
@@ -317,7 +341,6 @@ def _resample(job: Job, store: Store, whole: Window, part: Window, out: Chunk, k
             rows, rows.view(np.int32), keys, number, job.placements[number].weight, offsets, cursor, records, bits
         )
         del rows, keys
-    del cursor
 
     if params.crsigma > 0:
         # flags are needed wherever rows are taken from: the part and its reach
@@ -346,7 +369,8 @@ def _resample(job: Job, store: Store, whole: Window, part: Window, out: Chunk, k
             weight[...] = np.isfinite(out.data[sel])
         return
     n_target = (x1 - x0) * (y1 - y0) * (z1 - z0)
-    sums = np.zeros((n_target, 3))
+    sums = _workspace.get("sums", 3 * n_target, np.float64).reshape(n_target, 3)
+    sums[:] = 0
     n_pixels = np.zeros(n_target if params.weight_map else 0, np.int32)
     if params.resample == "drizzle":
         px, py, pz = params.pixfrac
@@ -384,8 +408,15 @@ def _flag(
     """Flag cosmic rays; with directions of their own, each direction flags only its exposures' rows."""
     cr_type = cosmics.CR_TYPES[job.params.crtype]
     used: Sequence[int] = sorted(set(job.directions)) if job.params.cr_per_exposure else job.directions[:1]
+    values = _workspace.get("values", len(records), np.float32)
+
+    def flag(way: int) -> None:
+        cosmics.flag(
+            records, bits, offsets, dims, region, cr_type, way, job.params.crsigma, True, statistics, values
+        )
+
     if len(used) == 1:
-        cosmics.flag(records, bits, offsets, dims, region, cr_type, used[0], job.params.crsigma, True, statistics)
+        flag(used[0])
         return
     original = bits[:, kernels.DQ].copy()
     result = original.copy()
@@ -393,7 +424,7 @@ def _flag(
     table = original >> kernels.STATE_BITS
     for way in used:
         bits[:, kernels.DQ] = original
-        cosmics.flag(records, bits, offsets, dims, region, cr_type, way, job.params.crsigma, True, statistics)
+        flag(way)
         mine = member[table] == way
         result[mine] = bits[mine, kernels.DQ]
     bits[:, kernels.DQ] = result

@@ -310,6 +310,7 @@ class MemoryStore:
     in_memory = True
 
     def __init__(self, exposures: Sequence[Exposure]) -> None:
+        self.inputs = exposures
         self.exposures = [describe(e) for e in exposures]
         self._rows: dict[tuple[int, int], NDArray[np.float32]] = {}
 
