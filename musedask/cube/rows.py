@@ -9,6 +9,7 @@ of one exposure at a time they become one bit per row.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -201,7 +202,7 @@ def plan_windows(exposure: StoredExposure, rows: int) -> list[Window]:
         n = block.stop - block.start
         parts = max(1, -(-n // rows))
         edges = [block.start + n * k // parts for k in range(parts + 1)]
-        for a, b in zip(edges[:-1], edges[1:], strict=True):
+        for a, b in itertools.pairwise(edges):
             windows.append(Window(block, a, b, first[block.source] + a))
     return windows
 

@@ -9,8 +9,8 @@ plain read at an offset.
 
 from __future__ import annotations
 
-import json
 import itertools
+import json
 import logging
 import math
 import os
