@@ -31,6 +31,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("musedask")
 
 _FLAT_GRID = np.arange(4150.0, 9800.0 + 0.625, 1.25)
+#: flat-field spectra are kept that much beyond the range to which a table is cut [Angstrom]
+_FLAT_MARGIN = 2.5
+#: where the smoothing of flat-field spectra starts [Angstrom], found by running the reference
+_FLAT_CUT_ON = {"WFM-NOAO-N": 4775.0, "WFM-AO-N": 4700.0, "NFM-AO-N": 4770.0}
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,13 @@ class Placement:
     weight: float
 
 
-def group_exposures(paths: Iterable[str | os.PathLike[str]], *, need_date: bool = True) -> list[Exposure]:
+def group_exposures(
+    paths: Iterable[str | os.PathLike[str]],
+    *,
+    need_date: bool = True,
+    wave_range: tuple[float, float] = (-math.inf, math.inf),
+    merge_one: bool = True,
+) -> list[Exposure]:
     """Scan pixel tables and group them into exposures, ordered by DATE-OBS.
 
     Parameters
@@ -122,6 +132,11 @@ def group_exposures(paths: Iterable[str | os.PathLike[str]], *, need_date: bool 
     paths : iterable of path-like
     need_date : bool
         Whether a table without DATE-OBS is an error; a single table may do without.
+    wave_range : tuple of float
+        Range to which the tables will be cut; it limits their flat-field spectra [Angstrom].
+    merge_one : bool
+        Whether a lone table of one IFU is treated as the merged table of an exposure: levels removed,
+        flat-field spectrum applied.  ``muse_scipost_make_cube`` does not.
 
     Returns
     -------
@@ -148,7 +163,10 @@ def group_exposures(paths: Iterable[str | os.PathLike[str]], *, need_date: bool 
         groups.setdefault(str(table.header.get("DATE-OBS", "")), []).append(table)
     if not groups:
         raise InputError("no pixel tables given")
-    exposures = [_merge(date, groups[date]) for date in sorted(groups)]
+    if not merge_one and len(seen) == 1:
+        ((date, (table,)),) = groups.items()
+        return [Exposure(date, (Source(table, 1.0, 0),), _clean(table.header), table.stage)]
+    exposures = [_merge(date, groups[date], wave_range) for date in sorted(groups)]
     _check_consistent(exposures)
     return exposures
 
@@ -177,7 +195,7 @@ def _check_consistent(exposures: Sequence[Exposure]) -> None:
             log.warning("%s: instrument mode %s, but %s in %s", exposure.name, mode, mode0, first.name)
 
 
-def _merge(date: str, tables: list[PixtableFile]) -> Exposure:
+def _merge(date: str, tables: list[PixtableFile], wave_range: tuple[float, float]) -> Exposure:
     by_ifu: dict[int, PixtableFile] = {}
     for table in tables:
         if table.ifu in by_ifu:
@@ -222,7 +240,7 @@ def _merge(date: str, tables: list[PixtableFile]) -> Exposure:
         header, rf"EXTNAME$|ESO DET (CHIP|OUT\d*) |ESO DET2 |{PIXTABLE} ILLUM|ESO DRS MUSE FLAT FLUX (SKY|LAMP)"
     )
     set_card(header, f"{PIXTABLE} MERGED", len(ordered), "Merged IFUs that went into this pixel table")
-    flats = [table.read_flat_field() for table in ordered]
+    flats = [_cut_flat(table, wave_range) for table in ordered]
     flat = None
     if any(f is not None for f in flats):
         if any(f is None for f in flats):
@@ -230,7 +248,8 @@ def _merge(date: str, tables: list[PixtableFile]) -> Exposure:
             raise InputError(
                 f"exposure {date}: only some IFUs have a flat-field spectrum; missing in {', '.join(without)}"
             )
-        flat = (_FLAT_GRID, average_flat([f for f in flats if f is not None]))
+        mode = str(header.get("ESO INS MODE", ""))
+        flat = (_FLAT_GRID, average_flat([f for f in flats if f is not None], mode))
         set_card(header, f"{PIXTABLE} FFCORR", len(ordered), "corrected for flat-field spectrum")
     return Exposure(date, tuple(sources), header, first.stage, flat)
 
@@ -249,17 +268,66 @@ def _flux_ratio(header: fits.Header, reference: fits.Header, keys: Sequence[str]
     return 1.0
 
 
+def needs_cut(header: fits.Header, wave_range: tuple[float, float]) -> bool:
+    """Whether the reference would cut a table: not if its limits lie strictly inside the range."""
+    low = header.get(f"{PIXTABLE} LIMITS LAMBDA LOW", 0.0)
+    high = header.get(f"{PIXTABLE} LIMITS LAMBDA HIGH", math.inf)
+    return not (np.float32(low) > wave_range[0] and np.float32(high) < wave_range[1])
+
+
+def _cut_flat(
+    table: PixtableFile, wave_range: tuple[float, float]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Flat-field spectrum of a table; if the table is to be cut, so is the spectrum, with a margin."""
+    flat = table.read_flat_field()
+    if flat is None or not needs_cut(table.header, wave_range):
+        return flat
+    wave, value = flat
+    inside = (wave >= wave_range[0] - _FLAT_MARGIN) & (wave <= wave_range[1] + _FLAT_MARGIN)
+    if inside.sum() < 2:
+        raise InputError(
+            f"{table.path}: its flat-field spectrum does not cover {wave_range[0]:g} to {wave_range[1]:g} Angstrom"
+        )
+    return wave[inside], value[inside]
+
+
 def average_flat(
-    spectra: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]],
+    spectra: Sequence[tuple[NDArray[np.float64], NDArray[np.float64]]], mode: str
 ) -> NDArray[np.float64]:
     """Average flat-field spectra of IFUs and smooth the result.
 
     Each is interpolated to 4150..9800 Angstrom in steps of 1.25; the mean is smoothed by a
     cubic fitted within +-150 Angstrom of every point (3 sigma clipping), then by a sliding
-    mean of 15 Angstrom half width whose window shrinks symmetrically at the ends.
+    mean of 15 Angstrom half width whose window shrinks symmetrically at the ends.  Below the
+    cut-on of the mode and in the gap of the sodium lasers it stays as it is.  Outside the range
+    that all IFUs cover it is 0, and so the data become, as in the reference.
+
+    Parameters
+    ----------
+    spectra : sequence of tuple
+        Wavelength [Angstrom] and value, one per IFU.
+    mode : str
+        ``ESO INS MODE``.
+
+    Returns
+    -------
+    ndarray, shape (4521,)
     """
-    mean = np.mean([np.interp(_FLAT_GRID, wave, data) for wave, data in spectra], axis=0)
-    return smooth_piecewise(_FLAT_GRID, mean)
+    low, high = max(wave[0] for wave, _ in spectra), min(wave[-1] for wave, _ in spectra)
+    inside = np.flatnonzero((_FLAT_GRID >= low) & (_FLAT_GRID <= high))
+    wave = _FLAT_GRID[inside]
+    mean = np.mean([np.interp(wave, *spectrum) for spectrum in spectra], axis=0)
+    instrument = mode_from_name(mode)
+    smooth = wave >= _FLAT_CUT_ON.get(instrument.name, 0.0)
+    if instrument.notch is not None and not instrument.is_nfm:
+        smooth &= (wave <= instrument.notch[0]) | (wave > instrument.notch[1])
+    result = np.zeros_like(_FLAT_GRID)
+    result[inside] = mean
+    chosen = np.flatnonzero(smooth)
+    for piece in np.split(chosen, np.flatnonzero(np.diff(chosen) > 1) + 1):
+        if len(piece) > 1:
+            result[inside[piece]] = smooth_piecewise(wave[piece], mean[piece])
+    return result
 
 
 def smooth_piecewise(
@@ -268,23 +336,33 @@ def smooth_piecewise(
     """Piecewise-cubic smoothing of a regularly sampled spectrum, see `average_flat`."""
     step = wave[1] - wave[0]
     reach = int(half_fit / step)
+    n = len(values)
     fitted = np.empty_like(values)
-    for i in range(len(values)):
-        a, b = max(0, i - reach), min(len(values), i + reach + 1)
+    clip = np.ones(n, bool)
+    # windows that are whole and have nothing to clip share one matrix
+    if n > 2 * reach + 1:
+        x = np.vander(np.arange(-reach, reach + 1) * step / half_fit, 4)
+        windows = np.lib.stride_tricks.sliding_window_view(values, 2 * reach + 1)
+        coefficients = windows @ np.linalg.pinv(x).T
+        residual = np.abs(windows - coefficients @ x.T)
+        fitted[reach : n - reach] = coefficients[:, -1]
+        limit = 3 * np.sqrt(np.mean(residual**2, axis=1))
+        clip[reach : n - reach] = ~(residual.max(axis=1) < limit)
+    for i in np.flatnonzero(clip):
+        a, b = max(0, i - reach), min(n, i + reach + 1)
         x = (wave[a:b] - wave[i]) / half_fit
         y = values[a:b]
         good = np.isfinite(y)
         while True:
-            coefficients = np.linalg.lstsq(np.vander(x[good], 4), y[good], rcond=None)[0]
-            residual = np.abs(y - np.polyval(coefficients, x))
+            cubic = np.linalg.lstsq(np.vander(x[good], 4), y[good], rcond=None)[0]
+            residual = np.abs(y - np.polyval(cubic, x))
             rms = math.sqrt(float(np.mean(residual[good] ** 2)))
             keep = good & (residual < 3 * rms)
             if keep.sum() == good.sum() or keep.sum() < 5 or rms == 0:
                 break
             good = keep
-        fitted[i] = coefficients[-1]
+        fitted[i] = cubic[-1]
     total = np.concatenate([[0.0], np.cumsum(fitted)])
-    n = len(values)
     index = np.arange(n)
     width = np.minimum(np.minimum(index, n - 1 - index), int(half_mean / step))
     return (total[index + width + 1] - total[index - width]) / (2 * width + 1)

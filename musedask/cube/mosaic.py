@@ -271,7 +271,7 @@ def make_store(
     pathlib.Path
     """
     output = check_output(output, overwrite=overwrite)
-    exposures = group_exposures(tables, need_date=len(tables) > 1)
+    exposures = group_exposures(tables, need_date=len(tables) > 1, wave_range=(lambdamin, lambdamax))
     settings = _settings(output, memory_limit, client, n_workers, overwrite)
     wave_range = _cut(exposures, lambdamin, lambdamax)
     description = {
@@ -483,13 +483,14 @@ class _Inputs:
         return self.store.exposures if self.store is not None else [describe(e) for e in self.exposures]
 
 
-def _open_inputs(paths: Sequence[PathLike], recipe: Recipe) -> _Inputs:
+def _open_inputs(paths: Sequence[PathLike], recipe: Recipe, wave_range: tuple[float, float]) -> _Inputs:
     if len(paths) == 1 and Path(paths[0]).is_dir():
         return _Inputs([], DiskStore(paths[0]))
     for path in paths:
         if Path(path).is_dir():
             raise InputError(f"{path}: a pixel store is to be the only input")
-    exposures = group_exposures(paths, need_date=recipe is EXP_COMBINE)
+    combined = recipe is EXP_COMBINE
+    exposures = group_exposures(paths, need_date=combined, wave_range=wave_range, merge_one=combined)
     return _Inputs(exposures, None)
 
 
@@ -523,7 +524,7 @@ def _make(
     timer = settings.timer
 
     with timer("inputs"):
-        inputs = _open_inputs(paths, recipe)
+        inputs = _open_inputs(paths, recipe, (params.lambdamin, params.lambdamax))
         exposures = inputs.described
         products.exposures = exposures
         products.inputs = [] if inputs.store is not None else [str(p) for p in paths]
