@@ -361,14 +361,13 @@ def table_header(
 
 def add_qc(primary: fits.Header, qc: Iterable[Card]) -> None:
     """Insert quality-control cards before those of ``ESO DRS MUSE``, where the reference has them."""
-    place = next((i for i, c in enumerate(primary.cards) if c.keyword.startswith("ESO DRS MUSE")), None)
-    for keyword, value, comment in qc:
-        made = card(keyword, value, comment)
-        if place is None:
-            primary.append(made, end=True)
-        else:
-            primary.insert(place, made)
-            place += 1
+    cards = list(primary.cards)
+    made = [card(keyword, value, comment) for keyword, value, comment in qc]
+    place = next((i for i, c in enumerate(cards) if c.keyword.startswith("ESO DRS MUSE")), len(cards))
+    primary.clear()
+    # not by inserting: that renders cards, with warnings about long comments
+    for c in cards[:place] + made + cards[place:]:
+        primary.append(c, end=True)
 
 
 def stat_unit(data_unit: str) -> str:

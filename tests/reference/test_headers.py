@@ -25,7 +25,9 @@ from musedask.cube.products import (
 )
 from musedask.cube.store import block_limits, prepare, read_block
 from musedask.instrument import pack_origin
-from musedask.io.headers import STRUCTURAL
+from musedask.io.cube import open_cube
+from musedask.io.euro3d import write_euro3d
+from musedask.io.headers import STRUCTURAL, cards_to_json
 from musedask.io.pixtable import set_limits, write_pixtable
 from musedask.io.tables import read_offset_list, read_output_wcs
 from musedask.sim import Scene, Star, simulate_pixtables
@@ -432,3 +434,59 @@ def test_qc_on_turned_grid(tmp_path, sim):
         for key, value in reference.items():
             assert ours[0][key] == pytest.approx(value, rel=3e-6), key
         check_cube(folder, ours, reasons={k: v for k, v in REASONS.items() if "QC" not in k})
+
+
+@pytest.mark.parametrize("kind", ["combine", "output_wcs", "pix", "steps"])
+def test_euro3d(tmp_path, sim, kind):
+    recipe, options = EXP_COMBINE, {"format": "xEuro3D"}
+    inputs = [(str(path), "PIXTABLE_REDUCED") for path in sim.paths]
+    if kind == "output_wcs":
+        inputs.append((str(output_wcs(tmp_path / "wcs.fits")), "OUTPUT_WCS"))
+    elif kind == "steps":
+        options.update(dx=0.3, dy=0.4)
+    elif kind == "pix":
+        one = simulate_pixtables(tmp_path / "in", **FIELD, n_exposures=1, rotations=(30.0,), stage="pix")
+        recipe, inputs = MAKE_CUBE, [(str(one.paths[0]), "PIXTABLE_OBJECT")]
+    folder = run(recipe, inputs, tmp_path / "out", **options)
+    as_cube = run(recipe, inputs, tmp_path / "cube", **{**options, "format": "xCube"})
+    header, grid, given = layout(recipe, inputs, **options)
+    cube = open_cube(as_cube / "DATACUBE_FINAL.fits")
+    primary, data, stat = product_headers(header, grid, **given)
+    cube.attrs.update(
+        primary_header=cards_to_json(primary), data_header=cards_to_json(data), stat_header=cards_to_json(stat)
+    )
+    # pieces of a few spaxels
+    write_euro3d(cube, tmp_path / "ours.fits", images=True, memory_limit=30000)
+    write_euro3d(cube, tmp_path / "whole.fits", images=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.simplefilter("ignore", fits.verify.VerifyWarning)
+        with fits.open(tmp_path / "ours.fits", checksum=True) as ours, fits.open(
+            folder / "DATACUBE_FINAL.fits"
+        ) as reference, fits.open(tmp_path / "whole.fits") as whole:
+            assert [hdu.name for hdu in ours] == [hdu.name for hdu in reference]
+            reasons = {
+                **REASONS,
+                "BITPIX": "of a header without data",
+                "ESO DRS MUSE FILTER FRACTION": "the reference counts one plane more for these formats",
+            }
+            for mine, theirs in zip(ours, reference, strict=True):
+                compare(mine.header, theirs.header, reasons=reasons)
+            for mine, theirs in zip(ours[1:3], reference[1:3], strict=True):
+                assert mine.columns.names == theirs.columns.names
+                for a, b in zip(mine.columns, theirs.columns, strict=True):
+                    assert (a.format, a.unit, a.null) == (b.format, b.unit, b.null)
+                for name in mine.columns.names:
+                    a, b = mine.data[name], theirs.data[name]
+                    if name in ("XPOS", "YPOS"):
+                        np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 if kind != "pix" else 1e-5)
+                    elif mine.name == "E3D_GRP" and name[0:2] == "G_" and name != "G_SHAPE":
+                        np.testing.assert_allclose(a, b, rtol=3e-7)
+                    else:
+                        np.testing.assert_array_equal(a, b, err_msg=name)
+            np.testing.assert_array_equal(ours[1].data.tobytes(), whole[1].data.tobytes())
+            for mine, theirs in zip(ours[3:], reference[3:], strict=True):
+                # with an OUTPUT_WCS the reference cuts rows and columns with data off at the upper edges
+                ny, nx = theirs.shape
+                assert kind == "output_wcs" or mine.shape == theirs.shape
+                np.testing.assert_array_equal(mine.data[:ny, :nx], theirs.data)
