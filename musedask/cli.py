@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import time
@@ -50,12 +51,13 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted; finished work is kept, give the same command again to go on", err=True)
             ctx.exit(130)
-        except (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
-            raise click.ClickException(f"{error.filename or ''}: {error.strerror}") from error
         except OSError as error:
-            if error.errno == 28:
+            if error.errno == errno.ENOSPC:
                 raise click.ClickException(f"no space left on the disk: {error}") from error
-            raise
+            where = f"{error.filename}: " if error.filename else ""
+            raise click.ClickException(f"{where}{error.strerror or error}") from error
+        except MemoryError as error:
+            raise click.ClickException(f"out of memory: {error}; try a smaller --memory-limit") from error
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

@@ -8,6 +8,8 @@ again goes on there; another one refuses.  At the end the cube gets its name in 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import glob
 import json
 import logging
 import math
@@ -209,6 +211,7 @@ def _build_store(
 ) -> DiskStore:
     """Write the store of some exposures, or go on with one that was interrupted."""
     if (folder / "zarr.json").exists():
+        shutil.rmtree(folder / "blocks", ignore_errors=True)
         return DiskStore(folder)
     (folder / "blocks").mkdir(parents=True, exist_ok=True)
     rows = int(0.8 * settings.memory_limit / settings.threads / _BLOCK_ROW_BYTES)
@@ -270,9 +273,10 @@ def make_store(
     -------
     pathlib.Path
     """
-    output = check_output(output, overwrite=overwrite)
-    exposures = group_exposures(tables, need_date=len(tables) > 1, wave_range=(lambdamin, lambdamax))
+    output = Path(output)
     settings = _settings(output, memory_limit, client, n_workers, overwrite)
+    _check_outputs([output], tables, settings)
+    exposures = group_exposures(tables, need_date=len(tables) > 1, wave_range=(lambdamin, lambdamax))
     wave_range = _cut(exposures, lambdamin, lambdamax)
     description = {
         "job": "store",
@@ -300,15 +304,101 @@ def _settings(
     return Settings(limit, client, n_threads(client, n_workers), scratch, overwrite)
 
 
+def _check_outputs(files: Sequence[Path], inputs: Sequence[PathLike], settings: Settings) -> None:
+    """Make sure, before any work, that every output may be written and none is an input.
+
+    Raises
+    ------
+    OutputExistsError, InputError
+        If it may not, or two outputs have one name.
+    """
+    sources = {Path(path).resolve() for path in inputs}
+    seen: set[Path] = set()
+    # what this job wrote before it was interrupted
+    own = set(_listed(settings.scratch))
+    for path in files:
+        real = path.resolve()
+        if real in sources or any(real in source.parents for source in sources):
+            raise InputError(f"{path}: the output is or holds an input; choose another name")
+        if real in seen:
+            raise InputError(f"{path}: the name of an output is given twice")
+        seen.add(real)
+        check_output(path, overwrite=settings.overwrite or str(real) in own)
+
+
+_LIST = "outputs.json"
+_COMPLETE = "complete"
+
+
+def _listed(scratch: Path) -> list[str]:
+    with contextlib.suppress(OSError, ValueError):
+        return list(json.loads((scratch / _LIST).read_text()))
+    return []
+
+
+def _list_outputs(scratch: Path, files: Sequence[Path]) -> None:
+    """Note what is about to be written: found there by the next run, it is of this one."""
+    if not (scratch / _LIST).exists():
+        part = scratch / f"{_LIST}.part"
+        part.write_text(json.dumps([str(path.resolve()) for path in files]))
+        os.replace(part, scratch / _LIST)
+    # what a killed run had not finished
+    for path in files:
+        for stale in path.absolute().parent.glob(f".{glob.escape(path.name)}.*.part"):
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+
+
+@contextlib.contextmanager
+def _lock(scratch: Path) -> Iterator[None]:
+    """Keep other runs away from the work in progress; the lock goes with the process, however it ends."""
+    path = scratch.with_name(f"{scratch.name}.lock")
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(f"{scratch}: another run is at work there; wait for it, or choose another output") from None
+        except OSError:
+            log.debug("%s: this file system has no locks", path)
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _is_worth_keeping(scratch: Path, error: BaseException) -> bool:
+    """Whether a later run can go on with what is there."""
+    if any((scratch / "done").glob("*[0-9]")):
+        return True
+    if isinstance(error, InputError):
+        return False
+    return (scratch / "store" / "zarr.json").exists() or any((scratch / "store" / "blocks").glob("*[0-9].npz"))
+
+
 @contextlib.contextmanager
 def _work(settings: Settings, description: dict[str, Any]) -> Iterator[bool]:
-    """Open the folder of the work in progress; it goes away when the work is done.
+    """Open the folder of the work in progress; it goes away when the work is done, or of no use.
 
     Raises
     ------
     StoreError
         If another job was interrupted there.
     """
+    with _lock(settings.scratch), _open_work(settings, description) as resumed:
+        try:
+            yield resumed
+        except BaseException as error:
+            if not _is_worth_keeping(settings.scratch, error):
+                shutil.rmtree(settings.scratch, ignore_errors=True)
+            raise
+        # the list of outputs goes last: until then nothing that was written looks like someone else's
+        for path in settings.scratch.iterdir():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(settings.scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _open_work(settings: Settings, description: dict[str, Any]) -> Iterator[bool]:
     folder = settings.scratch
     path = folder / "job.json"
     description = json.loads(json.dumps(description))
@@ -334,7 +424,6 @@ def _work(settings: Settings, description: dict[str, Any]) -> Iterator[bool]:
         part.write_text(json.dumps(description))
         os.replace(part, path)
     yield resumed
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
@@ -519,8 +608,9 @@ def _make(
     params = ResampleParams.from_values(values, {k: v for k, v in parameters.items() if k in extra_names})
     output = Path(output)
     products = Products(recipe, values, output, fits_output, filter_list, offset_list, output_wcs)
-    products.check(overwrite=overwrite)
     settings = _settings(output, memory_limit, client, n_workers, overwrite)
+    given = [*paths, *(p for p in (offset_list, output_wcs, filter_list) if p is not None)]
+    _check_outputs(products.files(), given, settings)
     timer = settings.timer
 
     with timer("inputs"):
@@ -532,7 +622,7 @@ def _make(
         wcs = _output_wcs(output_wcs)
         placements, header = _place(recipe, inputs, exposures, offsets, params)
         # now that the exposures are known
-        products.check(overwrite=overwrite)
+        _check_outputs(products.files(), [*given, *(s for e in exposures for s in e.sources)], settings)
     if not products.makes_cube:
         # as in the reference, tables are neither resampled nor searched for cosmic rays
         wcs = None
@@ -615,6 +705,8 @@ def _make(
                 _run_chunks(job, store, plan, products, settings, resumed)
             with timer("images"):
                 products.finish_cube(cube, settings)
+            _list_outputs(settings.scratch, products.files())
+            settings.overwrite = True
             with timer("FITS"):
                 products.write(cube, job, store, settings)
             cube_path = products.publish(cube)
@@ -995,6 +1087,9 @@ def _run_chunks(
     marks = folder / "done"
     state = folder / "plan.json"
     layout = {"shape": list(plan.shape), "chunk": list(plan.chunk), "keep_cosmics": products.keep_cosmics}
+    if not cube.exists():
+        # the run was interrupted when all was done and the cube had its name already
+        state.unlink(missing_ok=True)
     if resumed and state.exists():
         old = json.loads(state.read_text())
         if old["shape"] == layout["shape"] and old["keep_cosmics"] == layout["keep_cosmics"]:

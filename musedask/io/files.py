@@ -20,13 +20,19 @@ def check_output(path: str | os.PathLike[str], *, overwrite: bool) -> Path:
     OutputExistsError
         If it exists and `overwrite` is false.
     InputError
-        If its folder does not exist.
+        If its folder does not exist or cannot be written to, or if it is a folder that is no Zarr
+        group, which is never replaced.
     """
     path = Path(path)
+    folder = path.absolute().parent
     if path.exists() and not overwrite:
         raise OutputExistsError(f"{path}: exists already; give --overwrite (overwrite=True) to replace it")
-    if not path.absolute().parent.is_dir():
-        raise InputError(f"{path}: its folder {path.absolute().parent} does not exist")
+    if path.is_dir() and any(path.iterdir()) and not (path / "zarr.json").exists():
+        raise InputError(f"{path}: is a folder and no Zarr group; it is not replaced, choose another name")
+    if not folder.is_dir():
+        raise InputError(f"{path}: its folder {folder} does not exist")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{path}: its folder {folder} cannot be written to")
     return path
 
 
