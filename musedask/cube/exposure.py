@@ -313,15 +313,17 @@ def average_flat(
     -------
     ndarray, shape (4521,)
     """
+    grid = _FLAT_GRID
     low, high = max(wave[0] for wave, _ in spectra), min(wave[-1] for wave, _ in spectra)
-    inside = np.flatnonzero((_FLAT_GRID >= low) & (_FLAT_GRID <= high))
-    wave = _FLAT_GRID[inside]
+    # the reference finds no value at the first point itself
+    inside = np.flatnonzero((grid > low) & (grid <= high))
+    wave = grid[inside]
     mean = np.mean([np.interp(wave, *spectrum) for spectrum in spectra], axis=0)
     instrument = mode_from_name(mode)
     smooth = wave >= _FLAT_CUT_ON.get(instrument.name, 0.0)
     if instrument.notch is not None and not instrument.is_nfm:
         smooth &= (wave <= instrument.notch[0]) | (wave > instrument.notch[1])
-    result = np.zeros_like(_FLAT_GRID)
+    result = np.zeros_like(grid)
     result[inside] = mean
     chosen = np.flatnonzero(smooth)
     for piece in np.split(chosen, np.flatnonzero(np.diff(chosen) > 1) + 1):

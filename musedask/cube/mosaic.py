@@ -43,7 +43,7 @@ from ..io.headers import PIXTABLE
 from ..recipe import Recipe
 from . import geometry
 from .cosmics import direction
-from .exposure import Exposure, Placement, group_exposures, place, require
+from .exposure import Exposure, Placement, group_exposures, needs_cut, place, require
 from .grid import Grid, Limits, check_overlap, make_grid
 from .kernels import RECORD
 from .params import EXP_COMBINE, EXTRA, MAKE_CUBE, ResampleParams
@@ -61,7 +61,6 @@ from .store import (
     block_limits,
     describe,
     finish_store,
-    needs_cut,
     plan_blocks,
     prepare,
     read_block,

@@ -25,7 +25,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from ..errors import InputError, StoreError
-from ..io.headers import PIXTABLE, cards_from_json, cards_to_json
+from ..io.headers import cards_from_json, cards_to_json
 from ..io.pixtable import Stage
 from . import geometry
 from .exposure import Exposure, Placement, Source
@@ -476,13 +476,6 @@ def finish_store(path: Path, exposures: Sequence[StoredExposure], wave_range: tu
     part = path / "zarr.json.part"
     part.write_text(json.dumps({"zarr_format": 3, "node_type": "group", "attributes": attributes}))
     os.replace(part, path / "zarr.json")
-
-
-def needs_cut(header: fits.Header, wave_range: tuple[float, float]) -> bool:
-    """Whether the reference would cut a table: not if its limits lie strictly inside the range."""
-    low = header.get(f"{PIXTABLE} LIMITS LAMBDA LOW", 0.0)
-    high = header.get(f"{PIXTABLE} LIMITS LAMBDA HIGH", math.inf)
-    return not (np.float32(low) > wave_range[0] and np.float32(high) < wave_range[1])
 
 
 Progress = Callable[[int, int], None]
