@@ -282,7 +282,7 @@ def make_store(
         "inputs": [describe(e).fingerprint for e in exposures],
         "wave_range": list(wave_range),
     }
-    _check_disk(settings.scratch, sum(e.n_rows for e in exposures) * ROW_BYTES)
+    _check_disk((settings.scratch / "store", sum(e.n_rows for e in exposures) * ROW_BYTES))
     with _work(settings, description):
         _build_store(exposures, settings.scratch / "store", wave_range, settings)
         publish(settings.scratch / "store", output)
@@ -311,6 +311,8 @@ def _check_outputs(files: Sequence[Path], inputs: Sequence[PathLike], settings: 
     OutputExistsError, InputError
         If it may not, or two outputs have one name.
     """
+    if _is_complete(settings.scratch):
+        shutil.rmtree(settings.scratch)
     sources = {Path(path).resolve() for path in inputs}
     seen: set[Path] = set()
     # what this job wrote before it was interrupted
@@ -327,6 +329,12 @@ def _check_outputs(files: Sequence[Path], inputs: Sequence[PathLike], settings: 
 
 _LIST = "outputs.json"
 _COMPLETE = "complete"
+
+
+def _is_complete(scratch: Path) -> bool:
+    """Whether a run was killed when all outputs had their names, and only had to clean up."""
+    named = (scratch / _LIST).exists() and (scratch / "plan.json").exists() and not (scratch / "cube.zarr").exists()
+    return named or (scratch / _COMPLETE).exists()
 
 
 def _listed(scratch: Path) -> list[str]:
@@ -358,6 +366,8 @@ def _lock(scratch: Path) -> Iterator[None]:
             raise StoreError(f"{scratch}: another run is at work there; wait for it, or choose another output") from None
         except OSError:
             log.debug("%s: this file system has no locks", path)
+        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            raise StoreError(f"{scratch}: another run has just ended there; try again")
         try:
             yield
         finally:
@@ -389,10 +399,12 @@ def _work(settings: Settings, description: dict[str, Any]) -> Iterator[bool]:
             if not _is_worth_keeping(settings.scratch, error):
                 shutil.rmtree(settings.scratch, ignore_errors=True)
             raise
-        # the list of outputs goes last: until then nothing that was written looks like someone else's
+        # killed from here on, the next run must not take what is left for work in progress
+        (settings.scratch / _COMPLETE).touch()
         for path in settings.scratch.iterdir():
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
+        (settings.scratch / "job.json").unlink(missing_ok=True)
         shutil.rmtree(settings.scratch, ignore_errors=True)
 
 
@@ -440,12 +452,28 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
     return found
 
 
-def _check_disk(folder: Path, size: int) -> None:
-    free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
-    if size > free:
-        raise PlanError(
-            f"{folder.parent}: {format_bytes(size)} are needed on this disk, {format_bytes(free)} are free"
-        )
+def _check_disk(*needs: tuple[Path, int]) -> None:
+    """Make sure that all files and folders, given with their sizes, find room on their disks.
+
+    Raises
+    ------
+    PlanError
+        If they do not.
+    """
+    disks: dict[int, tuple[Path, int]] = {}
+    for path, size in needs:
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        device = folder.stat().st_dev
+        first, total = disks.get(device, (folder, 0))
+        if path.name in ("store", "cube.zarr") and path.is_dir():
+            # of an interrupted run
+            size -= sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+        disks[device] = first, total + max(size, 0)
+    for folder, size in disks.values():
+        free = shutil.disk_usage(folder).free
+        if size > free:
+            shown = folder.parent if folder.name.endswith(".work") else folder
+            raise PlanError(f"{shown}: {format_bytes(size)} are needed on this disk, {format_bytes(free)} are free")
 
 
 def _cut(exposures: Sequence[Exposure | StoredExposure], low: float, high: float) -> tuple[float, float]:
@@ -648,7 +676,7 @@ def _make(
         "kept in memory" if in_memory else ("in the store" if inputs.store else "sorted on disk"),
     )  # fmt: skip
     if not in_memory and inputs.store is None and not dry_run:
-        _check_disk(settings.scratch, total * ROW_BYTES)
+        _check_disk((settings.scratch / "store", total * ROW_BYTES))
     if dry_run:
         _dry_run(recipe, inputs, header, params, wcs, placements, settings, total, in_memory, chunks)
         return None
@@ -678,12 +706,14 @@ def _make(
             grid = _grid(recipe, store, header, limits, wave_range, params, wcs, placements)
             check_overlap(grid)
         plan = None
-        disk = products.row_bytes(total)
+        needs = [(products.folder, products.row_bytes(total))]
         if products.makes_cube:
             plan = _plan(store, grid, params, placements, settings, wave_range, in_memory, chunks)
             log.info("%s", plan.describe())
-            disk += plan.disk_bytes
-        _check_disk(settings.scratch, disk)
+            needs.append((settings.scratch / "cube.zarr", plan.disk_bytes))
+            if products.fits is not None:
+                needs.append((products.fits, 8 * math.prod(grid.shape)))
+        _check_disk(*needs)
         posangs = [
             direction(
                 float(e.header.get("ESO INS DROT POSANG", 0.0)),
@@ -695,6 +725,9 @@ def _make(
         job = Job(grid, params, tuple(placements), tuple(posangs), wave_range, plan.max_rows if plan else 0)
         products.start(header, grid)
         cube_path = None
+        _list_outputs(settings.scratch, products.files())
+        # all that may not be replaced has been refused
+        settings.overwrite = True
         if plan is None:
             with timer("FITS"):
                 products.write_rows(job, store, settings)
@@ -704,8 +737,6 @@ def _make(
                 _run_chunks(job, store, plan, products, settings, resumed)
             with timer("images"):
                 products.finish_cube(cube, settings)
-            _list_outputs(settings.scratch, products.files())
-            settings.overwrite = True
             with timer("FITS"):
                 products.write(cube, job, store, settings)
             cube_path = products.publish(cube)
@@ -1086,9 +1117,6 @@ def _run_chunks(
     marks = folder / "done"
     state = folder / "plan.json"
     layout = {"shape": list(plan.shape), "chunk": list(plan.chunk), "keep_cosmics": products.keep_cosmics}
-    if not cube.exists():
-        # the run was interrupted when all was done and the cube had its name already
-        state.unlink(missing_ok=True)
     if resumed and state.exists():
         old = json.loads(state.read_text())
         if old["shape"] == layout["shape"] and old["keep_cosmics"] == layout["keep_cosmics"]:
