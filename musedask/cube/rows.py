@@ -32,7 +32,7 @@ from ..io.pixtable import COLUMNS, PixtableFile, scan_pixtable, set_limits
 from .exposure import Placement, place
 from .kernels import DATA, DQ, ROW, STAT, WAVE, WEIGHT, X, Y
 from .plan import PIECE_ROWS, ROW_READ
-from .products import table_header
+from .products import product_headers, table_header
 from .resample import Job, read_pieces
 from .store import N_BINS, Block, DiskStore, MemoryStore, StoredExposure, prepare, read_block
 
@@ -89,7 +89,9 @@ def write_tables(products: Products, job: Job, store: MemoryStore | DiskStore, s
     if "positioned" in products.saves:
         _write_positioned(products, job, store, settings)
     if products.values.get("stacked"):
-        raise NotImplementedError
+        from .stacked import write_stacked
+
+        write_stacked(products, job, store, settings, cosmics)
 
 
 # ------------------------------------------------------------------------------- cosmic rays
@@ -555,22 +557,44 @@ def _inputs(products: Products, exposure: StoredExposure | None = None) -> list[
     return [p for p in names if str(p.resolve()) in mine] or exposure.sources
 
 
-def _product_header(
-    products: Products, table: fits.Header, inputs: Sequence[Path], category: str, path: Path
+def product_header(
+    products: Products, table: fits.Header, exposure: StoredExposure | None, category: str, path: Path
 ) -> fits.Header:
-    raw = inputs[0] if inputs else None
+    """Primary header of a product made of rows.
+
+    Parameters
+    ----------
+    products : Products
+    table : astropy.io.fits.Header
+        Header of the rows.
+    exposure : StoredExposure or None
+        The only exposure that goes into the product; None if all do.
+    category : str
+        ``ESO PRO CATG``; with pixel tables it starts with ``PIXTABLE``.
+    path : pathlib.Path
+
+    Returns
+    -------
+    astropy.io.fits.Header
+    """
+    inputs = _inputs(products, exposure)
+    raw = fits.getheader(inputs[0]) if inputs and inputs[0].exists() else None
+    known: dict[str, Any] = {
+        "recipe": products.recipe,
+        "values": products.values,
+        "raws": [(p.name, products.recipe.raw_tag) for p in inputs],
+        "raw_header": raw,
+        "category": category,
+        "file_name": path.name,
+    }
+    if not category.startswith("PIXTABLE"):
+        return product_headers(
+            table, products.grid, calibs=products.calibs, units=products.units, **known
+        )[0]
     table = table.copy()
     set_card(table, f"{PIXTABLE} WCS", "positioned (final)", "Positioned this pixel table")
-    return table_header(
-        table,
-        recipe=products.recipe,
-        values=products.values,
-        raws=[(p.name, products.recipe.raw_tag) for p in inputs],
-        calibs=[c for c in products.calibs if c[1] != "FILTER_LIST" or products.makes_cube],
-        raw_header=fits.getheader(raw) if raw is not None and raw.exists() else None,
-        category=category,
-        file_name=path.name,
-    )
+    calibs = [c for c in products.calibs if products.makes_cube or c[1] == "OFFSET_LIST"]
+    return table_header(table, calibs=calibs, **known)
 
 
 def _combined_header(
@@ -609,7 +633,7 @@ def _write_combined(
 
     def make_header(n_rows: Sequence[int]) -> fits.Header:
         table = _combined_header(products, header, store.exposures, n_rows) if len(sources) > 1 else header
-        return _product_header(products, table, _inputs(products), "PIXTABLE_COMBINED", path)
+        return product_header(products, table, None, "PIXTABLE_COMBINED", path)
 
     weight = any(p.weight >= 0 for p in job.placements) or any(e.has_weight for e in store.exposures)
     _write(path, make_header, sources, cosmics, settings, job.grid.zero, weight)
@@ -624,6 +648,6 @@ def _write_positioned(products: Products, job: Job, store: MemoryStore | DiskSto
         path = products.folder / f"PIXTABLE_POSITIONED_{number + 1:04d}.fits"
         placements, header = place([exposure], offsets, "none")  # type: ignore[list-item]
         source = Rows(store, number, job.wave_range, replace(placements[0], weight=-1.0), False, True)
-        made = _product_header(products, header, _inputs(products, exposure), "PIXTABLE_POSITIONED", path)
+        made = product_header(products, header, exposure, "PIXTABLE_POSITIONED", path)
         zero = (float(header["CRVAL1"]), float(header["CRVAL2"]))
         _write(path, lambda _, made=made: made, [source], None, settings, zero, exposure.has_weight)
