@@ -9,11 +9,13 @@ expected; there is no other tolerance.
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import numpy as np
 import pytest
 from astropy.io import fits
 
+from musedask.cube.exposure import group_exposures
 from musedask.io.tables import write_offset_list
 from musedask.sim import simulate_pixtables
 
@@ -305,11 +307,117 @@ def test_weight_in_header_is_missing(esorex, tmp_path, factor):
     compare_combine(esorex, tmp_path, sim.paths, offset_list=sim.offset_list, weight="header")
 
 
-@pytest.mark.parametrize("flat_field", [False, True])
+def put_flat_field(path, wave, values):
+    """Replace the flat-field spectrum of a table."""
+    with warnings.catch_warnings(), fits.open(path) as hdus:
+        warnings.simplefilter("ignore", fits.verify.VerifyWarning)
+        table = fits.BinTableHDU.from_columns(
+            [fits.Column("lambda", "1D", unit="Angstrom", array=wave), fits.Column("data", "1D", array=values)],
+            name="PIXTABLE_FLAT_FIELD",
+        )
+        copies = [hdu.copy() for hdu in hdus if hdu.name != table.name]
+        fits.HDUList([*copies, table]).writeto(path, overwrite=True)
+
+
+def uneven_flat_field(rng, low, high):
+    """A spectrum with structure on all scales, a step, and outliers for the clipping."""
+    wave = np.arange(low, high, 1.25)
+    t = (wave - 7000) / 2500
+    values = (1 + 0.2 * t - 0.15 * t**2) * (1 + 0.05 * np.sin(wave / 40) + 0.02 * np.sin(wave / 7))
+    values += 0.1 * (wave > 6507) + 0.01 * rng.standard_normal(len(wave))
+    values[rng.integers(0, len(wave), 10)] *= 1.5
+    return wave, values
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    """Tables of single IFUs: without and with flat-field spectra, the latter smooth or noisy."""
+    sims = {}
+    for kind in ("none", "smooth", "noisy"):
+        folder = tmp_path_factory.mktemp("ifus") / "in"
+        sims[kind] = simulate(folder, 0.0, ifus=(12, 13, 14), per_ifu=True, flat_field=kind != "none", n_exposures=2)
+    rng = np.random.default_rng(8)
+    for number, path in enumerate(sims["noisy"].paths):
+        put_flat_field(path, *uneven_flat_field(rng, 4650 + 0.1 * number, 9350))
+    return sims
+
+
+@pytest.mark.parametrize("kind", ["none", "smooth", "noisy"])
 @pytest.mark.parametrize("method", ["drizzle", "linear", "nearest"])
-def test_tables_of_single_ifus(esorex, tmp_path, flat_field, method):
-    sim = simulate(tmp_path / "in", 0.0, ifus=(12, 13, 14), per_ifu=True, flat_field=flat_field)
+def test_tables_of_single_ifus(esorex, tmp_path, single, kind, method):
+    """Fluxes of the IFUs are brought to one level, and the averaged flat-field spectrum is multiplied."""
+    sim = single[kind]
     compare_combine(esorex, tmp_path, sim.paths, offset_list=sim.offset_list, resample=method)
+
+
+@pytest.mark.parametrize("kind", ["none", "smooth"])
+def test_wavelength_cut_of_single_ifus(esorex, tmp_path, single, kind):
+    sim = single[kind]
+    # the cut spectrum has seven points, which two polynomial fits do not find the same to all digits
+    limit = 0.0 if kind == "none" else 2e-7
+    compare_combine(
+        esorex, tmp_path, sim.paths, offset_list=sim.offset_list, lambdamin=6504.0, lambdamax=6509.0, rounding=limit
+    )
+
+
+@pytest.mark.parametrize("mode", ["WFM-NOAO-N", "WFM-NOAO-E", "WFM-AO-E", "WFM-AO-N", "NFM-AO-N"])
+@pytest.mark.parametrize("cut", [None, (5500.0, 6222.2)])
+def test_smoothing_of_flat_fields(esorex, tmp_path, mode, cut):
+    """The averaged spectrum itself: 1e-10 is far below float32; both sides sum thousands of terms.
+
+    Each mode has parts of its own that are not smoothed.
+    """
+    sim = simulate_pixtables(
+        tmp_path / "in", n_exposures=2, ifus=(12, 13), slices=1, slice_width=4, wave_range=(5700.0, 5710.0),
+        per_ifu=True, flat_field=True, mode="WFM-NOAO-N",
+    )  # fmt: skip
+    rng = np.random.default_rng(9)
+    for path in sim.paths:
+        edit_table(path, cards={"ESO INS MODE": mode})
+        put_flat_field(path, *uneven_flat_field(rng, *rng.choice([4550.0, 4580.4], 1), 9400))
+    limits = {} if cut is None else {"lambdamin": cut[0], "lambdamax": cut[1]}
+    if cut:
+        # only a table that reaches beyond the range is cut
+        for path in sim.paths:
+            edit_table(path, cards={"ESO DRS MUSE PIXTABLE LIMITS LAMBDA LOW": 5400.0})
+    inputs = [(path, "PIXTABLE_REDUCED") for path in sim.paths]
+    folder = esorex("muse_exp_combine", inputs, filter="none", save="cube,combined", **limits)
+    with fits.open(folder / "PIXTABLE_COMBINED.fits") as hdus:
+        table = hdus["PIXTABLE_FLAT_FIELD"].data
+        wave, values = (np.array(table[name], float) for name in ("lambda", "data"))
+    grid, ours = group_exposures(sim.paths, wave_range=cut or (4000.0, 10000.0))[0].flat
+    np.testing.assert_array_equal(grid[ours != 0], wave)
+    np.testing.assert_allclose(ours[ours != 0], values, rtol=1e-10)
+
+
+@pytest.mark.parametrize("covered", [(6400.0, 6507.0), (6507.0, 6600.0)])
+def test_flat_field_that_does_not_cover_the_data(esorex, tmp_path, single, covered):
+    """The data become 0 there."""
+    sim = simulate(tmp_path / "in", 0.0, ifus=(12, 13), per_ifu=True, flat_field=True, n_exposures=2)
+    for number, path in enumerate(sim.paths):
+        wave = np.arange(covered[0] + 0.1 * number, covered[1], 1.25)
+        put_flat_field(path, wave, 1 + 0.001 * (wave - 6500))
+    compare_combine(esorex, tmp_path, sim.paths, offset_list=sim.offset_list, weight="none")
+
+
+def test_lamp_fluxes_without_sky_fluxes(esorex, tmp_path):
+    sim = simulate(tmp_path / "in", 0.0, ifus=(12, 13, 14), per_ifu=True, n_exposures=2)
+    edit_table(sim.paths[1], cards={"ESO DRS MUSE FLAT FLUX SKY": None})
+    edit_table(sim.paths[2], cards={"ESO DRS MUSE FLAT FLUX SKY": -1.0, "ESO DRS MUSE FLAT FLUX LAMP": None})
+    compare_combine(esorex, tmp_path, sim.paths, offset_list=sim.offset_list)
+
+
+def test_ifus_differ_between_exposures(esorex, tmp_path):
+    sim = simulate(tmp_path / "in", 0.0, ifus=(3, 12, 13, 24), per_ifu=True, n_exposures=2)
+    paths = [*sim.paths[1:4], sim.paths[4], sim.paths[6]]
+    compare_combine(esorex, tmp_path, paths, offset_list=sim.offset_list, order=paths[::-1])
+
+
+def test_tables_taken_as_merged(esorex, tmp_path):
+    """Without fluxes of flat fields the first table of an exposure is all that counts."""
+    sim = simulate(tmp_path / "in", 0.0, ifus=(12, 13), per_ifu=True, n_exposures=2)
+    edit_table(sim.paths[0], cards={"ESO DRS MUSE FLAT FLUX SKY": None, "ESO DRS MUSE FLAT FLUX LAMP": None})
+    compare_combine(esorex, tmp_path, sim.paths, offset_list=sim.offset_list)
 
 
 @pytest.mark.parametrize("drot", [("SKY", -90.0), ("STAT", 178.0), ("SKY", 355.5), ("SKY", 4.999), ("SKY", 5.0),
