@@ -143,8 +143,10 @@ def _assign_bins(wave, low, high, bins, counts):  # type: ignore[no-untyped-def]
         if w < low or w > high:
             bins[k] = -1
             continue
-        b = int((w - 4000.0) * 0.2) if w > 4000.0 else 0
-        b = min(b, 1199)
+        # not finite ones are refused later; they must have a bin all the same
+        b = 0
+        if w > 4000.0:
+            b = int((w - 4000.0) * 0.2) if w < 10000.0 else 1199
         bins[k] = b
         counts[b + 1] += 1
 
