@@ -166,6 +166,7 @@ class Products:
             raws=[(Path(name).name, self.recipe.raw_tag) for name in names],
             calibs=calibs,
             units=self.units,
+            raw_header=fits.getheader(names[0]) if os.path.exists(names[0]) else None,
         )
 
     def create_cube(self, path: Path, plan: Plan, *, maps: bool) -> None:

@@ -127,6 +127,8 @@ def _primary(
             continue
         header.append(c, end=True)
     for c in raw.cards:
+        if c.keyword == "EXPTIME" and "EXPTIME" in header:
+            continue
         if c.keyword in (*_FROM_RAW, "ARCFILE") or _RAW_GROUPS.match(c.keyword):
             _put(header, c.keyword, c.value, c.comment)
     _put(header, "DATE", date, "file creation date (YYYY-MM-DDThh:mm:ss UT)")
@@ -353,6 +355,10 @@ def table_header(
         file_name=file_name,
         date=date or datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"),
     )
+    flat = "ESO DRS MUSE FLUX FFCORR"
+    if flat not in table:
+        # tables have a card of their own that says so
+        header.remove(flat, ignore_missing=True)
     for c in _renamed(table).cards:
         if _WCS.match(c.keyword) or c.keyword.startswith(f"{PIXTABLE} "):
             _put(header, c.keyword, c.value, c.comment)
