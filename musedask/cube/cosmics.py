@@ -29,8 +29,8 @@ _IRAF, _MEAN = 0, 1
 # half width of the bracket around the expected median, in MADs, and how it adapts: a failure
 # costs more counts, a wide bracket proves less
 _BRACKET, _SHRINK, _GROW = 0.5, 0.97, 1.02
-# how often the bracket is halved before giving up
-_STEPS = 6
+# how often the bracket is halved at most
+_STEPS = 20
 
 
 def direction(posang: float, mode: str, celestial: bool) -> int:
@@ -116,13 +116,22 @@ def _outwards(value, sign):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _count(sample, n, c0, c1, low, high):  # type: ignore[no-untyped-def]
-    """Number of values below c0, above c1, and inside (low, high); 32 bits wide, to be vectorised."""
+def _count(around, m0, m1, own, p0, p1, c0, c1, low, high):  # type: ignore[no-untyped-def]
+    """Number of values below c0, above c1, and inside (low, high); 32 bits wide, to be vectorised.
+
+    The sample is ``around[m0:m1]`` and ``own[p0:p1]``, where NaN does not count.
+    """
     below = np.uint32(0)
     above = np.uint32(0)
     within = np.uint32(0)
-    for k in range(n):
-        v = sample[k]
+    # an unsigned index cannot mean "from the end": only so does the loop become vector instructions
+    for k in range(np.uint64(m0), np.uint64(m1)):
+        v = around[k]
+        below = np.uint32(below + np.uint32(v < c0))
+        above = np.uint32(above + np.uint32(v > c1))
+        within = np.uint32(within + np.uint32((v > low) & (v < high)))
+    for k in range(p0, p1):
+        v = own[k]
         below = np.uint32(below + np.uint32(v < c0))
         above = np.uint32(above + np.uint32(v > c1))
         within = np.uint32(within + np.uint32((v > low) & (v < high)))
@@ -130,13 +139,15 @@ def _count(sample, n, c0, c1, low, high):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _settle(sample, n, largest, crsigma, centre, scale):  # type: ignore[no-untyped-def]
+def _settle(around, m0, m1, own, p0, p1, n, largest, crsigma, centre, scale):  # type: ignore[no-untyped-def]
     """Try to prove that no value exceeds the limit, from counts alone.
 
     Parameters
     ----------
-    sample : ndarray of float32
-        Its first n values.
+    around, m0, m1, own, p0, p1
+        The sample, see `_count`.
+    n : int
+        Its size.
     largest : float
         Largest value of the voxel.
     crsigma : float
@@ -154,44 +165,55 @@ def _settle(sample, n, largest, crsigma, centre, scale):  # type: ignore[no-unty
     width = _BRACKET * scale
     c0 = np.float32(centre - width)
     c1 = np.float32(centre + width)
+    part = 0.5
     for step in range(_STEPS):
         t = (largest - c0) / crsigma
         # rounding of the limit and of the borders must not matter
         t += 1e-6 * abs(t) + 1e-9 * (abs(c0) + abs(largest))
         if t < 0.0:
             t = 0.0
-        middle = np.float32(0.5 * (np.float64(c0) + np.float64(c1)))
         if step == 0:
-            below, above, within = _count(sample, n, c0, c1, _outwards(c0 - t, -1.0), _outwards(c1 + t, 1.0))
+            below, above, within = _count(
+                around, m0, m1, own, p0, p1, c0, c1, _outwards(c0 - t, -1.0), _outwards(c1 + t, 1.0)
+            )
             if below < half and above < half:
                 # the median is inside; the counts tell which way it drifts
                 if within < half:
                     return 0, centre + width * (above - below) / n, scale
                 scale *= _SHRINK
             else:
-                # move the bracket to where the median is
+                # widen the bracket to where the median is
                 scale *= _GROW
                 for _ in range(8):
                     width *= 2.0
                     if below >= half:
-                        c1 = c0
                         c0 = np.float32(c0 - width)
-                    else:
-                        c0 = c1
+                    if above >= half:
                         c1 = np.float32(c1 + width)
-                    below, above, within = _count(sample, n, c0, c1, c0, c1)
+                    below, above, within = _count(around, m0, m1, own, p0, p1, c0, c1, c0, c1)
                     if below < half and above < half:
                         break
                 else:
                     return -1, centre, scale
             continue
-        below, above, within = _count(sample, n, middle, middle, _outwards(c0 - t, -1.0), _outwards(c1 + t, 1.0))
+        size = np.float64(c1) - np.float64(c0)
+        left = np.float32(c0 + part * size)
+        right = np.float32(c1 - part * size)
+        below, above, within = _count(
+            around, m0, m1, own, p0, p1, left, right, _outwards(c0 - t, -1.0), _outwards(c1 + t, 1.0)
+        )
         if within < half:
             return step, 0.5 * (np.float64(c0) + np.float64(c1)), scale
+        # a narrower bracket would change next to nothing
+        if size < 0.03 * t:
+            break
+        if below >= half and above >= half:
+            # an even sample may be halved between its central values: come closer to those
+            part *= 0.5
         if below < half:
-            c0 = middle
+            c0 = left
         if above < half:
-            c1 = middle
+            c1 = right
     return -1, 0.5 * (np.float64(c0) + np.float64(c1)), scale
 
 
@@ -222,76 +244,52 @@ def flag(  # type: ignore[no-untyped-def]
     """
     nx, ny, nz = window
     x0, x1, y0, y1, z0, z1 = region
-    # the rows (or columns) beside the voxel; the voxel itself is added separately
-    n_merge = 3 if direction == DIR_NONE else 2
-    width = max(z1 - z0 + 2, 1)
-    # the sample's values side by side; NaN for rows that do not belong to it
+    # NaN for rows that do not belong to the sample
     for p in range(records.shape[0]):
         values[p] = records[p, DATA] if bits[p, DQ] & STATE_BAD == 0 else np.nan
-    # four slots hold the merged lines inner-1 .. inner+2, each merged once
-    merged_start = np.zeros((4, width + 1), np.int64)
-    merged = np.empty((4, 1024), np.float32)
-    merged_var = np.empty((4, 1024 if cr_type == _IRAF else 1), np.float32)
-    used = np.empty(n_merge, np.int64)
-    sample = np.empty(256, np.float32)
-    variances = np.empty(256 if cr_type == _IRAF else 1, np.float32)
-    distance = np.empty(256)
     zf = max(z0 - 1, 0)
     zl = min(z1 + 1, nz)
+    # the neighbours of a column, plane by plane: those of three planes lie side by side
+    around = np.empty(4096, np.float32)
+    variances = np.empty(4096 if cr_type == _IRAF else 1, np.float32)
+    start = np.zeros(zl - zf + 1, np.int64)
+    columns = np.empty(9, np.int64)
+    distance = np.empty(256)
     centre = 0.0
     column_centre = 0.0
     scale = 0.0
-    outer0, outer1, inner0, inner1 = (x0, x1, y0, y1)
-    n_outer, n_inner = nx, ny
-    if direction == DIR_Y:
-        outer0, outer1, inner0, inner1 = (y0, y1, x0, x1)
-        n_outer, n_inner = ny, nx
-    # `inner` steps across the slices, `outer` along them
-    for outer in range(outer0, outer1):
-        held = np.full(4, -10)
-        for inner in range(inner0, inner1):
-            base = _column(outer, inner, direction, ny, nz)
+    for i in range(x0, x1):
+        for j in range(y0, y1):
+            base = (i * ny + j) * nz
             if offsets[base + z1] == offsets[base + z0]:
                 continue
-            for m in range(n_merge):
-                neighbour = inner + (m - 1 if n_merge == 3 else 2 * m - 1)
-                slot = (neighbour + 4) & 3
-                used[m] = slot
-                if held[slot] == neighbour:
-                    continue
-                held[slot] = neighbour
-                inside = 0 <= neighbour < n_inner
-                total = 0
-                if inside:
-                    for o in range(max(outer - 1, 0), min(outer + 2, n_outer)):
-                        b = _column(o, neighbour, direction, ny, nz)
-                        total += offsets[b + zl] - offsets[b + zf]
-                if total > merged.shape[1]:
-                    grown = np.empty((4, 2 * total), np.float32)
-                    for s in range(4):
-                        for p in range(merged_start[s, zl - zf]):
-                            grown[s, p] = merged[s, p]
-                    merged = grown
-                    if cr_type == _IRAF:
-                        grown = np.empty((4, 2 * total), np.float32)
-                        for s in range(4):
-                            for p in range(merged_start[s, zl - zf]):
-                                grown[s, p] = merged_var[s, p]
-                        merged_var = grown
-                n = 0
-                for z in range(zf, zl):
-                    merged_start[slot, z - zf] = n
-                    if inside:
-                        for o in range(max(outer - 1, 0), min(outer + 2, n_outer)):
-                            b = _column(o, neighbour, direction, ny, nz) + z
-                            for p in range(offsets[b], offsets[b + 1]):
-                                v = values[p]
-                                if v == v:
-                                    merged[slot, n] = v
-                                    if cr_type == _IRAF:
-                                        merged_var[slot, n] = records[p, STAT]
-                                    n += 1
-                merged_start[slot, zl - zf] = n
+            n_columns = 0
+            total = 0
+            for a in range(max(i - 1, 0), min(i + 2, nx)):
+                for b in range(max(j - 1, 0), min(j + 2, ny)):
+                    # along the slices only the voxel itself counts, and is added separately
+                    if (direction == DIR_X and b == j) or (direction == DIR_Y and a == i):
+                        continue
+                    columns[n_columns] = (a * ny + b) * nz
+                    total += offsets[columns[n_columns] + zl] - offsets[columns[n_columns] + zf]
+                    n_columns += 1
+            if total > around.shape[0]:
+                around = np.empty(2 * total, np.float32)
+                if cr_type == _IRAF:
+                    variances = np.empty(2 * total, np.float32)
+            n = 0
+            for z in range(zf, zl):
+                start[z - zf] = n
+                for c in range(n_columns):
+                    b = columns[c] + z
+                    for p in range(offsets[b], offsets[b + 1]):
+                        v = values[p]
+                        around[n] = v
+                        if cr_type == _IRAF:
+                            variances[n] = records[p, STAT]
+                        # a NaN is overwritten by the next
+                        n += v == v
+            start[zl - zf] = n
             # the bracket of the column before fits the start of this one better than its end
             centre = column_centre
             fresh = True
@@ -300,86 +298,80 @@ def flag(  # type: ignore[no-untyped-def]
                 last = offsets[base + z + 1]
                 if first == last:
                     continue
+                m0 = start[max(z - 1, zf) - zf]
+                m1 = start[min(z + 2, zl) - zf]
+                n = m1 - m0
                 largest = -np.inf
+                own_last = last if direction != DIR_NONE else first
                 for p in range(first, last):
-                    value = np.float64(records[p, DATA])
-                    if value > largest:
-                        largest = value
-                if largest == -np.inf:
-                    continue
-                a = max(z - 1, zf) - zf
-                b = min(z + 2, zl) - zf
-                need = last - first
-                for held_slot in used:
-                    need += merged_start[held_slot, b] - merged_start[held_slot, a]
-                if need > sample.shape[0]:
-                    sample = np.empty(2 * need, np.float32)
-                    distance = np.empty(2 * need)
-                    if cr_type == _IRAF:
-                        variances = np.empty(2 * need, np.float32)
-                n = 0
-                for held_slot in used:
-                    start = merged_start[held_slot, a]
-                    size = merged_start[held_slot, b] - start
-                    for k in range(size):
-                        sample[n + k] = merged[held_slot, start + k]
-                    if cr_type == _IRAF:
-                        for k in range(size):
-                            variances[n + k] = merged_var[held_slot, start + k]
-                    n += size
-                if n_merge == 2:
-                    for p in range(first, last):
-                        if bits[p, DQ] & STATE_BAD == 0:
-                            sample[n] = records[p, DATA]
-                            if cr_type == _IRAF:
-                                variances[n] = records[p, STAT]
-                            n += 1
-                if n < 3:
+                    v = values[p]
+                    if v == v:
+                        n += p < own_last
+                    else:
+                        v = records[p, DATA]
+                    if v > largest:
+                        largest = np.float64(v)
+                if n < 3 or largest == -np.inf:
                     continue
                 statistics[0] += 1
+                if n > distance.shape[0]:
+                    distance = np.empty(2 * n)
                 if cr_type == _IRAF:
                     total_data = 0.0
                     total_var = 0.0
-                    for k in range(n):
-                        total_data += sample[k]
+                    for k in range(m0, m1):
+                        total_data += around[k]
                         total_var += variances[k]
+                    for p in range(first, own_last):
+                        if values[p] == values[p]:
+                            total_data += values[p]
+                            total_var += records[p, STAT]
                     limit = total_data / n + crsigma * (math.sqrt(total_var) / n)
                 elif cr_type == _MEAN:
                     total_data = 0.0
-                    for k in range(n):
-                        total_data += sample[k]
+                    for k in range(m0, m1):
+                        total_data += around[k]
+                    for p in range(first, own_last):
+                        if values[p] == values[p]:
+                            total_data += values[p]
                     level = total_data / n
                     squares = 0.0
-                    for k in range(n):
-                        squares += (sample[k] - level) * (sample[k] - level)
+                    for k in range(m0, m1):
+                        squares += (around[k] - level) * (around[k] - level)
+                    for p in range(first, own_last):
+                        if values[p] == values[p]:
+                            squares += (values[p] - level) * (values[p] - level)
                     limit = level + crsigma * math.sqrt(squares / (n - 1))
                 else:
                     if shortcuts and scale > 0.0:
-                        steps, centre, scale = _settle(sample, n, largest, crsigma, centre, scale)
+                        steps, centre, scale = _settle(
+                            around, m0, m1, values, first, own_last, n, largest, crsigma, centre, scale
+                        )
                         if fresh:
                             column_centre = centre
                             fresh = False
                         if steps >= 0:
                             statistics[1 if steps == 0 else 2] += 1
                             continue
-                    for k in range(n):
-                        distance[k] = sample[k]
+                    for k in range(m0, m1):
+                        distance[k - m0] = around[k]
+                    k = m1 - m0
+                    for p in range(first, own_last):
+                        if values[p] == values[p]:
+                            distance[k] = values[p]
+                            k += 1
                     level = median(distance, n)
+                    # the selection reorders, it loses nothing
                     for k in range(n):
-                        distance[k] = abs(sample[k] - level)
+                        distance[k] = abs(distance[k] - level)
                     mad = median(distance, n)
                     centre = level
                     scale = mad
                     statistics[3] += 1
                     limit = level + crsigma * mad
+                    if fresh:
+                        column_centre = centre
+                        fresh = False
                 for p in range(first, last):
                     if np.float64(records[p, DATA]) > limit:
                         bits[p, DQ] |= STATE_COSMIC
-
-
-@njit(cache=True, nogil=True, inline="always")
-def _column(outer, inner, direction, ny, nz):  # type: ignore[no-untyped-def]
-    """Index of the first voxel of a column, `outer` along and `inner` across the slices."""
-    if direction == DIR_Y:
-        return (inner * ny + outer) * nz
-    return (outer * ny + inner) * nz
