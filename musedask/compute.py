@@ -33,14 +33,15 @@ def parse_bytes(text: str | int | float) -> int:
     InputError
         If it is not a positive size.
     """
-    match = re.fullmatch(r"\s*([0-9.]+(?:[eE][+-]?\d+)?)\s*([KMGT]?)(i?)B?\s*", str(text), re.IGNORECASE)
+    number = r"(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
+    match = re.fullmatch(rf"\s*({number})\s*([KMGT]?)(i?)B?\s*", str(text), re.IGNORECASE)
     if not match:
         raise InputError(f"memory size {text!r} found, expected something like 2GB or 500MiB")
     unit = (_BINARY if match[3] else _UNITS)[match[2].upper()]
-    size = int(float(match[1]) * unit)
-    if size <= 0:
-        raise InputError(f"memory size {text!r} found, expected more than 0")
-    return size
+    size = float(match[1]) * unit
+    if not 1 <= size < 2**63:
+        raise InputError(f"memory size {text!r} found, expected more than 0, and not that much")
+    return int(size)
 
 
 def format_bytes(size: float) -> str:

@@ -6,6 +6,7 @@ The declaration gives the options of the command line, the arguments of esorex, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +55,8 @@ class Parameter:
             raise InputError(
                 f"parameter {self.name}: {value!r} found, expected a value of type {self.type.__name__}"
             ) from error
+        if self.type is float and not math.isfinite(converted):
+            raise InputError(f"parameter {self.name}: {value} found, expected a finite number")
         if self.choices and converted not in self.choices:
             raise InputError(
                 f"parameter {self.name}: {value!r} found, expected one of {', '.join(self.choices)}"

@@ -31,6 +31,15 @@ if TYPE_CHECKING:
 log = logging.getLogger("musedask")
 
 _FLAT_GRID = np.arange(4150.0, 9800.0 + 0.625, 1.25)
+#: keywords that are read wherever they occur
+_NUMBERS = (
+    *(f"{PIXTABLE} LIMITS {name} {side}" for name in ("X", "Y", "LAMBDA") for side in ("LOW", "HIGH")),
+    *(f"CD{i}_{j}" for i in (1, 2) for j in (1, 2)),
+    *(f"{key}{i}" for key in ("CRPIX", "CRVAL") for i in (1, 2)),
+    "ESO INS DROT POSANG",
+    "ESO DRS MUSE FLAT FLUX SKY",
+    "ESO DRS MUSE FLAT FLUX LAMP",
+)
 #: flat-field spectra are kept that much beyond the range to which a table is cut [Angstrom]
 _FLAT_MARGIN = 2.5
 #: where the smoothing of flat-field spectra starts [Angstrom], found by running the reference
@@ -158,6 +167,8 @@ def group_exposures(
         seen.add(real)
         if table.n_rows == 0:
             raise InputError(f"{path}: the pixel table has no rows")
+        for key in _NUMBERS:
+            optional(table.header, key, 0.0, str(path))
         if "DATE-OBS" not in table.header and need_date:
             raise InputError(f"{path}: no keyword DATE-OBS, which tells exposures apart")
         groups.setdefault(str(table.header.get("DATE-OBS", "")), []).append(table)
@@ -383,7 +394,18 @@ def require(header: fits.Header, keyword: str, name: str) -> float:
     """
     if keyword not in header:
         raise InputError(f"{name}: no keyword {keyword}")
-    value = header[keyword]
+    return optional(header, keyword, 0.0, name)
+
+
+def optional(header: fits.Header, keyword: str, default: float, name: str) -> float:
+    """A numeric keyword of an exposure, or a default if it is missing.
+
+    Raises
+    ------
+    InputError
+        If it is not a finite number.
+    """
+    value = header.get(keyword, default)
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise InputError(f"{name}: {keyword} = {value!r} found, expected a number")
     return float(value)
@@ -407,7 +429,7 @@ def weights(exposures: Sequence[Exposure], scheme: str) -> list[float]:
     reference = require(exposures[0].header, "EXPTIME", exposures[0].name)
     if reference == 0:
         raise InputError(f"{exposures[0].name}: EXPTIME = 0, weights relative to it are undefined")
-    times = [float(e.header.get("EXPTIME", 0.0)) for e in exposures]
+    times = [optional(e.header, "EXPTIME", 0.0, e.name) for e in exposures]
     for exposure, time in zip(exposures, times, strict=True):
         if time == 0:
             log.warning("%s: EXPTIME missing or 0, its weight is 0", exposure.name)
@@ -420,7 +442,7 @@ def weights(exposures: Sequence[Exposure], scheme: str) -> list[float]:
             result = [w * seeing[0] / s for w, s in zip(result, seeing, strict=True)]
     elif scheme == "header":
         for i, exposure in enumerate(exposures):
-            factor = float(exposure.header.get("ESO DRS MUSE WEIGHT", 0.0))
+            factor = optional(exposure.header, "ESO DRS MUSE WEIGHT", 0.0, exposure.name)
             if factor > 0:
                 result[i] *= factor
             else:
@@ -435,7 +457,7 @@ def _seeing(exposures: Sequence[Exposure]) -> list[float] | None:
         ("ESO TEL AMBI FWHM START", "ESO TEL AMBI FWHM END"),
     )
     for keys in estimators:
-        values = [[float(e.header.get(key, 0.0)) for key in keys] for e in exposures]
+        values = [[optional(e.header, key, 0.0, e.name) for key in keys] for e in exposures]
         if all(v > 0 for row in values for v in row):
             return [sum(row) / len(row) for row in values]
     return None

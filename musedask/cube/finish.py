@@ -76,15 +76,15 @@ class Products:
         self.filters = self._read_filters()
 
     def _read_filters(self) -> list[Filter]:
-        from ..io.tables import read_filter
+        from ..io.tables import list_filters, read_filter
 
+        # a file that cannot be read is an error, a filter that it lacks is none
+        list_filters(self.filter_list)
         filters = []
         for name in str(self.values["filter"]).split(","):
             try:
                 found = read_filter(self.filter_list, name.strip())
             except InputError as error:
-                if self.filter_list is not None and not Path(self.filter_list).exists():
-                    raise
                 # the reference goes on without the image
                 log.error("%s; its image is omitted", error)
                 continue

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from ..io.tables import OutputWcs
 
 
+#: no axis of a sensible cube is longer
+_LONGEST = 1_000_000
+
+
 @dataclass(frozen=True)
 class Limits:
     """Extremes of a pixel table as the grid uses them: float32, absolute coordinates.
@@ -186,11 +190,10 @@ def table_scales(header: fits.Header) -> tuple[float, float]:
     InputError
         If the matrix is missing or singular.
     """
-    try:
-        cd11, cd12, cd21, cd22 = (float(header[f"CD{i}_{j}"]) for i in (1, 2) for j in (1, 2))
-    except KeyError as error:
-        keyword = error.args[0].split()[0]
-        raise InputError(f"the pixel table has no keyword {keyword}: it was never projected") from error
+    for key in ("CD1_1", "CD1_2", "CD2_1", "CD2_2"):
+        if key not in header:
+            raise InputError(f"the pixel table has no keyword {key}: it was never projected")
+    cd11, cd12, cd21, cd22 = (float(header[f"CD{i}_{j}"]) for i in (1, 2) for j in (1, 2))
     det = cd11 * cd22 - cd12 * cd21
     if det == 0:
         raise InputError(f"the CD matrix of the pixel table is singular: {cd11}, {cd12}, {cd21}, {cd22}")
@@ -292,6 +295,11 @@ def make_grid(
         grid = _override(grid, output)
     if min(grid.shape) < 1:
         raise InputError(f"the output cube would be empty: {grid.nx} x {grid.ny} x {grid.nz} voxels")
+    if max(grid.shape) > _LONGEST:
+        raise InputError(
+            f"the output cube would have {grid.nx} x {grid.ny} x {grid.nz} voxels; are dx, dy and dlambda, or "
+            "OUTPUT_WCS, as they should be?"
+        )
     return grid
 
 
@@ -329,6 +337,13 @@ def check_overlap(grid: Grid) -> None:
     n = 65
     xs = np.linspace(*grid.limits.x, n)
     ys = np.linspace(*grid.limits.y, n)
+    if grid.celestial:
+        # the projection also takes points on the far side of the sky
+        dec0, decs = math.radians(grid.crval[1]), np.radians(ys)
+        cosine = np.cos(np.radians(xs - grid.crval[0]))[:, None] * np.cos(decs) * math.cos(dec0)
+        near = ((cosine + np.sin(decs) * math.sin(dec0)) > 0).ravel()
+    else:
+        near = np.ones(n * n, bool)
     points = np.array([to_pixel(x, y, wcs) for x in xs for y in ys])
     margin = 2 + max(np.ptp(points[:, 0]), np.ptp(points[:, 1])) / (n - 1)
     inside = (
@@ -337,7 +352,7 @@ def check_overlap(grid: Grid) -> None:
         & (points[:, 1] > 0.5 - margin)
         & (points[:, 1] < grid.ny + 0.5 + margin)
     )
-    if not inside.any():
+    if not (inside & near).any():
         raise InputError(
             f"OUTPUT_WCS: the {grid.nx} x {grid.ny} spaxels around {grid.crval} do not overlap the data at "
             f"x {grid.limits.x[0]:.5f}..{grid.limits.x[1]:.5f}, y {grid.limits.y[0]:.5f}..{grid.limits.y[1]:.5f}"

@@ -758,9 +758,13 @@ def _output_wcs(path: PathLike | None) -> OutputWcs | None:
 
     if path is None:
         return None
-    wcs = read_output_wcs(path)
+    wcs = read_output_wcs(path, strict=True)
     if wcs is None:
-        raise InputError(f"{path}: no header that can be used as OUTPUT_WCS; the reasons are above")
+        return None
+    if wcs.ctype3.endswith("-LOG") and not (wcs.crval3 or 1.0) > 0:
+        raise InputError(f"{wcs.source}: CRVAL3 = {wcs.crval3} of a {wcs.ctype3} axis found, expected a wavelength")
+    if (wcs.cd3_3 or 1.0) < 0:
+        raise InputError(f"{wcs.source}: CD3_3 = {wcs.cd3_3} found, expected a positive step")
     if wcs.cd is None:
         raise InputError(f"{wcs.source}: the CD matrix is singular or its wavelength axis is tilted")
     if wcs.cd[1] != 0 or wcs.cd[2] != 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -151,6 +152,11 @@ class ResampleParams:
         known["pixfrac"] = parse_pixfrac(values["pixfrac"])
         known["ld"] = values["ld"] if values["ld"] > 0 else 1
         known.setdefault("weight", "none")
+        for name in ("dx", "dy", "dlambda"):
+            if values[name] < 0:
+                raise InputError(f"parameter {name}: {values[name]:g} found, expected a step, or 0 for the natural one")
+        if values["rc"] <= 0:
+            raise InputError(f"parameter rc: {values['rc']:g} found, expected a radius above 0")
         if not values["lambdamin"] < values["lambdamax"]:
             raise InputError(
                 f"empty wavelength range: lambdamin {values['lambdamin']:g} is not below "
@@ -186,7 +192,7 @@ def parse_pixfrac(text: str) -> tuple[float, float, float]:
         values = [float(part) for part in str(text).split(",") if part.strip()]
     except ValueError as error:
         raise InputError(f"parameter pixfrac: {text!r} found, expected 1 to 3 numbers") from error
-    if not 1 <= len(values) <= 3 or min(values) <= 0:
+    if not 1 <= len(values) <= 3 or not all(0 < value < math.inf for value in values):
         raise InputError(f"parameter pixfrac: {text!r} found, expected 1 to 3 positive numbers")
     if len(values) == 1:
         return values[0], values[0], values[0]

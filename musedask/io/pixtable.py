@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from astropy.io import fits
+from astropy.utils.exceptions import AstropyUserWarning
 from numpy.typing import NDArray
 
 from ..errors import InputError
@@ -184,13 +186,25 @@ def scan_pixtable(path: str | os.PathLike[str]) -> PixtableFile:
     if not path.exists():
         raise InputError(f"{path}: no such file")
     size = path.stat().st_size
+    if path.is_file():
+        with open(path, "rb") as file:
+            if file.read(2) in (b"\x1f\x8b", b"BZ", b"\x1f\x9d", b"PK"):
+                raise InputError(f"{path}: a compressed file; uncompress it first")
     try:
-        with fits.open(path, memmap=False, lazy_load_hdus=True, ignore_missing_simple=False) as hdus:
+        with (
+            warnings.catch_warnings(),
+            fits.open(path, memmap=False, lazy_load_hdus=True, ignore_missing_simple=False) as hdus,
+        ):
+            # files that end early: checked below
+            warnings.simplefilter("ignore", AstropyUserWarning)
             header = hdus[0].header.copy()
             if f"{PIXTABLE} TYPE" not in header:
                 raise InputError(
                     f"{path}: not a MUSE pixel table: the primary header has no keyword '{PIXTABLE} TYPE'"
                 )
+            kind = header[f"{PIXTABLE} TYPE"]
+            if kind not in ("GEOFULL", "SIMPLE"):
+                raise InputError(f"{path}: {PIXTABLE} TYPE = {kind!r} found, expected GEOFULL or SIMPLE")
             if len(hdus) < 2:
                 raise InputError(f"{path}: not a MUSE pixel table: it has no extensions (truncated?)")
             form: Literal["image", "table"] = (
@@ -229,6 +243,8 @@ def scan_pixtable(path: str | os.PathLike[str]) -> PixtableFile:
             raise InputError(
                 f"{path}[{axis}]: unknown unit {columns[axis].unit!r}, expected pix, rad or deg"
             )
+    if columns["lambda"].unit not in ("", "Angstrom", "angstrom", "Angstroms", "0.1 nm"):
+        raise InputError(f"{path}[lambda]: unit {columns['lambda'].unit!r} found, expected Angstrom")
     if stages[0] != stages[1]:
         raise InputError(f"{path}: xpos is in {stages[0]} but ypos in {stages[1]}")
     return PixtableFile(path, header, columns, n_rows, form, flat_field_hdu)

@@ -308,7 +308,9 @@ class OutputWcs:
     cd3_3: float | None = None
 
 
-def read_output_wcs(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> OutputWcs | None:
+def read_output_wcs(
+    paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], *, strict: bool = False
+) -> OutputWcs | None:
     """Read the output grid from the first usable header of OUTPUT_WCS files.
 
     Numbers go through WCSLIB as in the reference: wavelengths are converted to metres and back.  The
@@ -318,6 +320,8 @@ def read_output_wcs(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[s
     Parameters
     ----------
     paths : path-like or iterable of path-like
+    strict : bool
+        Whether it is an error if no header fits.
 
     Returns
     -------
@@ -339,6 +343,8 @@ def read_output_wcs(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[s
                     return _parse_wcs(label, hdu.header)
                 except InputError as error:
                     reasons.append(str(error))
+    if strict:
+        raise InputError(f"no header that can be used as OUTPUT_WCS: {'; '.join(reasons) or 'no files'}")
     log.warning("THE OUTPUT_WCS IS IGNORED: no usable header: %s", "; ".join(reasons) or "no files")
     return None
 
@@ -364,6 +370,8 @@ def _parse_wcs(label: str, header: fits.Header) -> OutputWcs:
     seen = fits.Header([("WCSAXES", n_axes)])
     for card in header.cards:
         if _WCS_CARD.match(card.keyword):
+            if not card.keyword.startswith(("CTYPE", "CUNIT")) and not isinstance(card.value, int | float):
+                raise InputError(f"{label}: {card.keyword} = {card.value!r} found, expected a number")
             seen[card.keyword] = card.value
     try:
         wcs = Wcsprm(card_bytes(seen))
