@@ -162,7 +162,7 @@ def combine(tables: tuple[Path, ...], cluster: str | None, chunks: str | None, *
     """
     from .cube.mosaic import combine as run
 
-    _run_on(cluster, run, list(tables), chunks=_chunks(chunks), **options)
+    _run_on(cluster, run, list(tables), chunks=_chunks(chunks), open_result=False, **options)
 
 
 @main.command("make-cube")
@@ -177,7 +177,7 @@ def make_cube(tables: tuple[Path, ...], cluster: str | None, chunks: str | None,
     """
     from .cube.mosaic import make_cube as run
 
-    _run_on(cluster, run, list(tables), chunks=_chunks(chunks), **options)
+    _run_on(cluster, run, list(tables), chunks=_chunks(chunks), open_result=False, **options)
 
 
 @main.command()

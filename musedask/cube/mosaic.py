@@ -496,6 +496,7 @@ def combine(
     in_memory: bool | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
+    open_result: bool = True,
     **parameters: Any,
 ) -> xr.Dataset | None:
     """Combine exposures into one cube, as ``muse_exp_combine`` does, in bounded memory.
@@ -524,6 +525,8 @@ def combine(
         Whether existing outputs may be replaced.
     dry_run : bool
         Stop after the plan.
+    open_result : bool
+        Whether to open and return the cube.
     **parameters
         Parameters of the recipe (``resample``, ``crsigma``, ``pixfrac``, ``weight``, ...), and
         ``cr_per_exposure``, ``nearest_corrected``, ``weight_map``.
@@ -543,10 +546,11 @@ def combine(
     >>> cube = musedask.combine(tables, "mosaic.zarr", memory_limit="2GB")   # doctest: +SKIP
     """
     paths = [tables] if isinstance(tables, (str, os.PathLike)) else list(tables)
-    return _make(
+    made = _make(
         EXP_COMBINE, paths, output, offset_list, output_wcs, filter_list, fits_output, memory_limit, client,
         n_workers, chunks, in_memory, overwrite, dry_run, parameters,
     )  # fmt: skip
+    return _opened(made, open_result)
 
 
 def make_cube(
@@ -563,6 +567,7 @@ def make_cube(
     in_memory: bool | None = None,
     overwrite: bool = False,
     dry_run: bool = False,
+    open_result: bool = True,
     **parameters: Any,
 ) -> xr.Dataset | None:
     """Make the cube of one pixel table, as ``muse_scipost_make_cube`` does.
@@ -573,7 +578,7 @@ def make_cube(
         A pixel table of any coordinate stage, the single-IFU tables of one exposure, or a store of it.
     output, output_wcs, filter_list, fits_output, memory_limit, client, n_workers, chunks, in_memory
         See `combine`.
-    overwrite, dry_run, **parameters
+    overwrite, dry_run, open_result, **parameters
         See `combine`; the defaults are those of ``muse_scipost_make_cube``.
 
     Returns
@@ -581,10 +586,19 @@ def make_cube(
     xarray.Dataset or None
     """
     paths = [table] if isinstance(table, (str, os.PathLike)) else list(table)
-    return _make(
+    made = _make(
         MAKE_CUBE, paths, output, None, output_wcs, filter_list, fits_output, memory_limit, client,
         n_workers, chunks, in_memory, overwrite, dry_run, parameters,
     )  # fmt: skip
+    return _opened(made, open_result)
+
+
+def _opened(path: Path | None, wanted: bool) -> xr.Dataset | None:
+    if path is None or not wanted:
+        return None
+    from ..io.cube import open_cube
+
+    return open_cube(path)
 
 
 @dataclass
@@ -626,7 +640,7 @@ def _make(
     overwrite: bool,
     dry_run: bool,
     parameters: Mapping[str, Any],
-) -> xr.Dataset | None:
+) -> Path | None:
     from ..io.tables import read_offset_list
     from .finish import Products, describe_outputs
 
@@ -747,9 +761,7 @@ def _make(
         format_bytes(monitor.peak), monitor.processes, "es" if monitor.processes > 1 else "",
         format_bytes(settings.memory_limit),
     )  # fmt: skip
-    from ..io.cube import open_cube
-
-    return open_cube(cube_path) if cube_path is not None else None
+    return cube_path
 
 
 def _output_wcs(path: PathLike | None) -> OutputWcs | None:
