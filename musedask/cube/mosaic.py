@@ -232,6 +232,10 @@ def _build_store(
     )
     for block in sorted(blocks, key=lambda b: (b.exposure, b.number)):
         stored[block.exposure].blocks.append(block)
+    if not any(e.n_rows for e in stored):
+        raise InputError(
+            f"no pixels between {wave_range[0]:g} and {wave_range[1]:g} Angstrom: empty wavelength range"
+        )
     inputs.unlink()
     finish_store(folder, stored, wave_range)
     shutil.rmtree(folder / "blocks")
@@ -615,7 +619,11 @@ class _Inputs:
 
 def _open_inputs(paths: Sequence[PathLike], recipe: Recipe, wave_range: tuple[float, float]) -> _Inputs:
     if len(paths) == 1 and Path(paths[0]).is_dir():
-        return _Inputs([], DiskStore(paths[0]))
+        store = DiskStore(paths[0])
+        low, high = store.wave_range
+        if low > wave_range[0] or high < wave_range[1]:
+            log.warning("%s holds only %g to %g Angstrom, and so will the cube", store.path, low, high)
+        return _Inputs([], store)
     for path in paths:
         if Path(path).is_dir():
             raise InputError(f"{path}: a pixel store is to be the only input")
@@ -1006,7 +1014,7 @@ def _plan(
         params.halo,
         _cumulative(store, grid, wave_range),
         _tile_fraction(store, placements, grid),
-        int(0.9 * settings.memory_limit),
+        settings.memory_limit,
         settings.threads,
         rows_in_memory=in_memory,
         maps=params.weight_map,
@@ -1060,7 +1068,7 @@ def _dry_run(
         params.halo,
         cumulative,
         lambda y0, y1, x0, x1: (y1 - y0) * (x1 - x0) / (grid.ny * grid.nx),
-        int(0.9 * settings.memory_limit),
+        settings.memory_limit,
         settings.threads,
         rows_in_memory=in_memory,
         maps=params.weight_map,
@@ -1115,7 +1123,7 @@ def _run_chunk(spec: _ChunkSpec, item: tuple[int, Window]) -> NDArray[np.int64]:
         os.replace(part, mark)
     else:
         mark.touch()
-    return chunk.statistics
+    return np.append(chunk.statistics, np.isfinite(chunk.data).any())
 
 
 def _joined(cosmics: Sequence[tuple[int, NDArray[np.int32]]]) -> dict[str, NDArray[np.int32]]:
@@ -1157,7 +1165,7 @@ def _run_chunks(
     spec = _ChunkSpec(
         _store_task(store), time.time_ns(), str(job_path), str(cube), str(marks), products.keep_cosmics
     )
-    statistics = np.zeros(6, np.int64)
+    statistics = np.zeros(7, np.int64)
 
     def add(_: Any, values: NDArray[np.int64]) -> None:
         nonlocal statistics
@@ -1172,6 +1180,8 @@ def _run_chunks(
         on_result=add,
         done_before=len(done),
     )
+    if not done and not statistics[6]:
+        log.warning("no voxel of the cube has a value: are all pixels bad, or outside OUTPUT_WCS?")
     tested = max(int(statistics[2]), 1)
     log.debug(
         "rows with halos %d, projected term by term %d; voxels tested for cosmic rays %d: "

@@ -27,6 +27,8 @@ PIECE_ROWS = 1 << 18
 #: a task of this many rows is long enough to hide its start; longer ones only balance worse
 TASK_ROWS = 9_000_000
 _INNER = 128
+#: share of the memory limit that is planned with
+_PLANNED = 0.9
 
 
 @dataclass(frozen=True)
@@ -167,7 +169,7 @@ def make_plan(
     tile_fraction : callable
         ``(y0, y1, x0, x1)`` -> share of all rows that fall there.
     memory : int
-        Bytes for all tasks together, and the rows if they are in memory.
+        Bytes for all tasks together, and the rows if they are in memory; nine tenths of it are planned with.
     n_threads : int
         Tasks at a time.
     rows_in_memory, maps : bool
@@ -185,7 +187,7 @@ def make_plan(
     nz, ny, nx = shape
     total = float(cumulative[-1])
     fixed = int(total * ROW_READ) if rows_in_memory else 0
-    budget = (memory - fixed) / n_threads
+    budget = (_PLANNED * memory - fixed) / n_threads
 
     fractions: dict[tuple[int, int], float] = {}
 
@@ -248,11 +250,15 @@ def make_plan(
             break
     if best is None:
         smallest = min(cost(1, -(-ny // k), -(-nx // k))[0] for k in (1, 2, 4, 8, 16, 32, 64) if k <= min(ny, nx))
-        need = fixed + n_threads * smallest
+
+        def needed(n: int) -> str:
+            # rounded up to a million; the text must not round it down again
+            return f"{math.ceil((fixed + n * smallest) / _PLANNED / 1e6)} MB"
+
         raise PlanError(
-            f"no chunk fits {format_bytes(memory)} with {n_threads} threads; "
-            f"the smallest that would do is {format_bytes(math.ceil(need / 1e6) * 1e6)}"
-            + ("" if n_threads == 1 else f", or {format_bytes(fixed + smallest)} with one thread")
+            f"no chunk fits a memory limit of {format_bytes(memory)} with {n_threads} "
+            f"thread{'s' * (n_threads > 1)}; the smallest limit that would do is {needed(n_threads)}"
+            + ("" if n_threads == 1 else f", or {needed(1)} with one thread (--n-workers 1)")
         )
     _, chosen, size, rows = best
     return _finish(shape, chosen, size, rows, budget, n_threads, fixed, disk_bytes, rows_in_memory)

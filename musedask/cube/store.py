@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from astropy.io import fits
@@ -359,8 +360,16 @@ class DiskStore:
             raise StoreError(
                 f"{path}: schema version {attributes['schema_version']} found, expected {SCHEMA_VERSION}"
             )
-        self.wave_range = tuple(attributes["wave_range"])
+        self.wave_range: tuple[float, float] = (-math.inf, math.inf)
         self.exposures: list[StoredExposure] = []
+        try:
+            self._read_index(attributes, check_sources)
+        except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError, BadZipFile) as error:
+            raise StoreError(f"{path}: the store is damaged: {type(error).__name__}: {error}") from error
+
+    def _read_index(self, attributes: dict[str, Any], check_sources: bool) -> None:
+        low, high = attributes["wave_range"]
+        self.wave_range = float(low), float(high)
         index = np.load(self.path / "index.npz")
         for number, entry in enumerate(attributes["exposures"]):
             exposure = StoredExposure(
@@ -388,14 +397,17 @@ class DiskStore:
         if last > first:
             path = block_path(self.path, block.exposure, block.number)
             view = rows.reshape(-1).view(np.uint8).data
-            with open(path, "rb", buffering=0) as file:
-                file.seek(first * ROW_BYTES)
-                done = 0
-                while done < len(view):
-                    got = file.readinto(view[done:])
-                    if not got:
-                        raise StoreError(f"{path}: ends before row {last}; the store is damaged")
-                    done += got
+            try:
+                with open(path, "rb", buffering=0) as file:
+                    file.seek(first * ROW_BYTES)
+                    done = 0
+                    while done < len(view):
+                        got = file.readinto(view[done:])
+                        if not got:
+                            raise StoreError(f"{path}: ends before row {last}; the store is damaged")
+                        done += got
+            except FileNotFoundError as error:
+                raise StoreError(f"{path}: no such file; the store is damaged") from error
         return rows
 
 
