@@ -261,7 +261,7 @@ def _merge(date: str, tables: list[PixtableFile], wave_range: tuple[float, float
             )
         mode = str(header.get("ESO INS MODE", ""))
         flat = (_FLAT_GRID, average_flat([f for f in flats if f is not None], mode))
-        set_card(header, f"{PIXTABLE} FFCORR", len(ordered), "corrected for flat-field spectrum")
+        set_card(header, f"{PIXTABLE} FFCORR", len(ordered), "Pixel table corrected for flat-field spectrum")
     return Exposure(date, tuple(sources), header, first.stage, flat)
 
 

@@ -34,9 +34,10 @@ def require_esorex():
 class Esorex:
     """Runs recipes, each call once per session."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, *, datamd5=False):
         self.folder = Path(folder)
         self.done = {}
+        self.call = ["esorex", "--no-checksum", *([] if datamd5 else ["--no-datamd5"]), "--suppress-prefix=TRUE"]
 
     def __call__(self, recipe, inputs, **options):
         """Folder of the products of a recipe; `inputs` are (path, tag) pairs, None if it failed."""
@@ -48,7 +49,7 @@ class Esorex:
             sof.write_text("".join(f"{path} {tag}\n" for path, tag in inputs))
             done = subprocess.run(
                 [
-                    "esorex", "--no-checksum", "--no-datamd5", "--suppress-prefix=TRUE", recipe,
+                    *self.call, recipe,
                     *(f"--{k}={v}" for k, v in options.items()), str(sof),
                 ],
                 cwd=folder,
