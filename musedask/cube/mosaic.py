@@ -47,7 +47,7 @@ from .exposure import Exposure, Placement, group_exposures, needs_cut, place, re
 from .grid import Grid, Limits, check_overlap, make_grid
 from .kernels import RECORD
 from .params import EXP_COMBINE, EXTRA, MAKE_CUBE, ResampleParams
-from .plan import PIECE_ROWS, ROW_READ, Plan, make_plan
+from .plan import PIECE_ROWS, ROW_READ, Plan, check_memory, make_plan
 from .resample import Job, Window, block_box, resample_chunk
 from .store import (
     BIN_START,
@@ -689,9 +689,11 @@ def _make(
     }
     total = sum(e.n_rows for e in exposures) if inputs.store else sum(e.n_rows for e in inputs.exposures)
     if in_memory is None:
-        # leave half of the limit to the tasks
-        in_memory = inputs.store is None and total * ROW_BYTES < 0.5 * settings.memory_limit
+        # leave more than half of the limit to the tasks
+        in_memory = inputs.store is None and total * ROW_BYTES < 0.4 * settings.memory_limit
     in_memory = in_memory and settings.client is None and inputs.store is None
+    if not in_memory:
+        check_memory(settings.memory_limit, settings.threads)
     log.info(
         "%d exposure%s, %d pixels (%s): rows %s",
         len(exposures), "s" if len(exposures) > 1 else "", total, format_bytes(total * ROW_BYTES),

@@ -140,6 +140,27 @@ def task_bytes(
     return int(rows * per_row + window * VOXEL_WINDOW + chunk * (per_voxel + 8) + pieces + TASK_OVERHEAD)
 
 
+def check_memory(memory: int, n_threads: int) -> None:
+    """Make sure that tasks with rows on disk find room at all, before the rows are sorted.
+
+    Raises
+    ------
+    PlanError
+        If not.
+    """
+    least = task_bytes(0, 0, 0, rows_in_memory=False, maps=False)
+    if _PLANNED * memory < n_threads * least:
+
+        def needed(n: int) -> str:
+            return f"{math.ceil(n * (least + 16e6) / _PLANNED / 1e6)} MB"
+
+        raise PlanError(
+            f"no chunk fits a memory limit of {format_bytes(memory)} with {n_threads} "
+            f"thread{'s' * (n_threads > 1)}; the smallest limit that would do is {needed(n_threads)}"
+            + ("" if n_threads == 1 else f", or {needed(1)} with one thread (--n-workers 1)")
+        )
+
+
 def make_plan(
     shape: tuple[int, int, int],
     halo: int,
