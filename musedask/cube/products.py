@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from astropy.io import fits
@@ -22,6 +22,9 @@ from .._version import __version__
 from ..io.headers import PIXTABLE, STRUCTURAL, Card, float32_card, float64_card, set_card
 from ..recipe import Parameter, Recipe
 from .grid import Grid, wcs_cards
+
+if TYPE_CHECKING:
+    from ..io.cube_read import CubeSource
 
 FLUX_UNIT = "10**(-20)*erg/s/cm**2/Angstrom"
 
@@ -661,3 +664,328 @@ def qc_fwhm(plane: NDArray[np.floating], grid: Grid, prefix: str) -> list[Card]:
         [f"{prefix} FWHM MAD", float32_card(mad), "[arcsec] Median absolute deviation of the FWHM"],
     ]
     return cards
+
+
+# --------------------------------------------------------------------------- science data products
+
+#: units of the ESO archive for those of the pixel tables, and what their numbers must be multiplied by
+_SDP_UNITS = {
+    FLUX_UNIT: "10**(-20)erg.s**(-1).cm**(-2).angstrom**(-1)",
+    stat_unit(FLUX_UNIT): "10**(-40)erg**2.s**(-2).cm**(-4).angstrom**(-2)",
+}
+_FLUX_SCALE = 1e-20
+#: resolving power in wide-field mode at wavelengths [Angstrom]
+_RESOLVING_WAVE = (
+    4650.0, 4810.3448, 4970.6897, 5131.0345, 5291.3793, 5451.7242, 5612.0690, 5772.4138, 5932.7587, 6093.1035,
+    6253.4483, 6413.7932, 6574.1380, 6734.4828, 6894.8277, 7055.1725, 7215.5173, 7375.8622, 7536.2070, 7696.5518,
+    7856.8967, 8017.2415, 8177.5863, 8337.9312, 8498.2760, 8658.6208, 8818.9657, 8979.3105, 9139.6553, 9300.0002,
+)  # fmt: skip
+_RESOLVING_POWER = (
+    1674.77, 1769.45, 1864.50, 1959.52, 2054.19, 2148.34, 2241.81, 2334.46, 2426.18, 2516.84,
+    2606.28, 2694.36, 2780.89, 2865.70, 2948.59, 3029.32, 3107.70, 3183.46, 3256.36, 3326.12,
+    3392.45, 3455.01, 3513.44, 3567.37, 3616.34, 3659.87, 3697.42, 3728.38, 3752.11, 3767.93,
+)  # fmt: skip
+#: spaxels of an exposure that fills its field
+_FIELD_WFM, _FIELD_NFM = 300.0**2, 297.2**2
+#: resolution and its error [arcsec] where the headers do not tell
+_SKY_WFM, _SKY_NFM = (0.853823, 0.495547), (0.15, 0.05)
+#: loss of image size to the outer scale of turbulence, at 1 arcsec and 700 nm
+_OUTER_SCALE = 0.3611061204843763
+
+
+def spectral_resolution(wave: float, *, nfm: bool) -> float:
+    """Resolving power of the instrument at a wavelength [Angstrom], as the reference interpolates it."""
+    if nfm:
+        return float(np.interp(wave, (4800.0, 9300.0), (1740.0, 3450.0)))
+    return float(np.interp(wave, _RESOLVING_WAVE, _RESOLVING_POWER))
+
+
+def sky_resolution(primary: fits.Header, exposures: Sequence[fits.Header]) -> tuple[float, float, bool]:
+    """Effective spatial resolution.
+
+    In wide-field mode from the seeing at the detector of the active optics (``ESO TEL IA FWHMLIN``),
+    taken to the airmass of the exposure and to 700 nm with the outer scale of the turbulence, averaged
+    with the exposure times; in narrow-field mode from the combined Strehl ratio.
+
+    Parameters
+    ----------
+    primary : astropy.io.fits.Header
+        Of the product.
+    exposures : sequence of astropy.io.fits.Header
+
+    Returns
+    -------
+    resolution, error : float
+        [arcsec]
+    measured : bool
+        False if the error is a default.
+    """
+    from ..instrument import mode_from_name
+
+    if mode_from_name(str(primary.get("ESO INS MODE", ""))).is_nfm:
+        strehl = primary.get("ESO DRS MUSE RTC STREHL")
+        if not isinstance(strehl, (int, float)):
+            return *_SKY_NFM, False
+        strehl = max(float(strehl), 1.0)
+        factor, power = 0.81622807, -0.01941496
+        slope = factor * power * strehl ** (power - 1)
+        return factor * strehl**power - 0.71985411, float(np.hypot(0.01, slope)), True
+
+    def number(header: fits.Header, keyword: str) -> float:
+        value = header.get(keyword)
+        return float(value) if isinstance(value, (int, float)) else float("nan")
+
+    seeing: list[float] = []
+    resolution, times = [], []
+    measured = True
+    for header in exposures:
+        size = number(header, "ESO TEL IA FWHMLIN")
+        airmass = (number(header, "ESO TEL AIRM START") + number(header, "ESO TEL AIRM END")) / 2
+        ends = [number(header, f"ESO TEL AMBI FWHM {side}") for side in ("START", "END")]
+        seeing += ends
+        size *= airmass**0.6
+        if np.isfinite(size) and size > 0:
+            resolution.append(size * 1.4**-0.2 * float(np.sqrt(1 - _OUTER_SCALE * size**-0.356)))
+        else:
+            resolution.append(_SKY_WFM[0])
+            measured = False
+        times.append(float(header.get("EXPTIME", 0.0)))
+    measured = measured and bool(np.isfinite(seeing).all()) and len(seeing) > 0
+    total = sum(times)
+    mean = float(np.average(resolution, weights=times)) if total > 0 else _SKY_WFM[0]
+    error = float(np.hypot(0.3, (max(seeing) - min(seeing)) / 2)) if measured else _SKY_WFM[1]
+    return mean, error, measured
+
+
+def pixel_noise(source: CubeSource, memory_limit: int = 256 << 20) -> float:
+    """Square root of the most frequent variance, in bins of 0.04 from 0 to 25 as in the reference.
+
+    Variances beyond 25 do not count: for those of usual exposures, about 100, the result is the
+    noise of some of the best voxels, or 0.14 if there are none.
+    """
+    from ..io.cube_write import band_step, iter_regions
+
+    counts = np.zeros(625, np.int64)
+    for region in iter_regions(source.shape, band_step(source, memory_limit // 4)):
+        values = source.read("variance", region).reshape(-1)
+        values = values[np.isfinite(values)].astype(np.float64)
+        bins = np.floor(values[(values >= 0) & (values < 25)] / 0.04).astype(np.int64)
+        counts += np.bincount(np.minimum(bins, 624), minlength=625)
+    return float(np.sqrt(0.02 + 0.04 * int(counts.argmax())))
+
+
+def mean_image(source: CubeSource, memory_limit: int = 256 << 20) -> NDArray[np.float32]:
+    """Mean of all planes, spaxels without data are NaN."""
+    from ..io.cube_write import band_step, iter_regions
+
+    total = np.zeros(source.shape[1:])
+    count = np.zeros(source.shape[1:], np.int64)
+    for region in iter_regions(source.shape, band_step(source, memory_limit // 8)):
+        values = source.read("flux", region)
+        for plane in values:
+            good = np.isfinite(plane)
+            total[region[1:]] += np.where(good, plane, 0)
+            count[region[1:]] += good
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (total / np.where(count, count, np.nan)).astype(np.float32)
+
+
+def limiting_magnitude(image: NDArray[np.floating], fwhm: float, wave: float) -> float | None:
+    """AB magnitude of a point source of five times the noise.
+
+    The image is smoothed by a Gaussian of the width of point sources; the noise is that of the
+    pixels below the mode of the smoothed values.
+
+    Parameters
+    ----------
+    image : ndarray of float, shape (ny, nx)
+        Flux density [1e-20 erg/s/cm2/Angstrom], NaN where there are no data.
+    fwhm : float
+        Width of point sources [pix].
+    wave : float
+        Pivot wavelength [Angstrom].
+
+    Returns
+    -------
+    float or None
+        None if the image has no noise.
+    """
+    from scipy import ndimage
+
+    sigma = fwhm / np.sqrt(8 * np.log(2))
+    half = int(fwhm)
+    kernel = np.exp(-(np.arange(-half, half + 1) ** 2) / 2 / sigma**2)
+    kernel /= kernel.sum()
+    good = np.isfinite(image)
+    smooth = [
+        ndimage.correlate1d(ndimage.correlate1d(part, kernel, axis=0), kernel, axis=1)
+        for part in (np.where(good, image, 0.0).astype(np.float64), good.astype(np.float64))
+    ]
+    reached = smooth[1] > 1e-9
+    values = np.sort(smooth[0][reached] / smooth[1][reached])
+    if not len(values):
+        return None
+    to_sigma = 1.4826
+    deviation = to_sigma * np.median(np.abs(values - np.median(values)))
+    width = 2 * 3.49 * deviation / len(values) ** (1 / 3)
+    if not width > 0:
+        return None
+    low = values[0] - width / 2
+    n = int(np.ceil((values[-1] - values[0]) / width)) + 1
+    histogram = np.bincount(np.floor((values - low) / width).astype(np.int64), minlength=n)
+    top = int(histogram.argmax())
+    before, most, after = (int(histogram[i]) if 0 <= i < n else 0 for i in (top - 1, top, top + 1))
+    mode = low + width * (top + (most - before) / (2 * most - before - after))
+    below = values[values < mode]
+    if not len(below):
+        return None
+    # of the lower half of a Gaussian
+    noise = to_sigma / np.sqrt(1 - 2 / np.pi) * np.median(np.abs(below - np.median(below)))
+    if not noise > 0:
+        return None
+    zero = -2.5 * np.log10(_FLUX_SCALE * 3.34e4 * wave**2 / 3631)
+    return float(zero - 2.5 * np.log10(5 * noise * 4 * np.pi * sigma**2))
+
+
+def sdp_headers(
+    headers: tuple[fits.Header, fits.Header, fits.Header],
+    grid: Grid,
+    exposures: Sequence[fits.Header],
+    *,
+    source: CubeSource,
+    images: Mapping[str, NDArray[np.floating]],
+    memory_limit: int = 256 << 20,
+) -> tuple[fits.Header, fits.Header, fits.Header]:
+    """Headers of a science data product of the ESO archive (``sdpCube``).
+
+    Parameters
+    ----------
+    headers : tuple of astropy.io.fits.Header
+        Primary, data and stat, see `product_headers`.
+    grid : Grid
+    exposures : sequence of astropy.io.fits.Header
+        Headers of the exposures in order of time.
+    source : CubeSource
+        The finished cube; it is read twice.
+    images : mapping of str to ndarray
+        Field-of-view images by filter name, in order.
+    memory_limit : int
+        Bytes for the pieces of the cube.
+
+    Returns
+    -------
+    primary, data, stat : astropy.io.fits.Header
+
+    Notes
+    -----
+    The numbers are those of the reference, found by running it.  ``EXPTIME`` is the total time
+    multiplied by the spaxels of a full field over those with data.  Cards of things that the
+    headers of the exposures do not tell (``OBIDi``, ``PROG_ID``, ``PROVi``) are left out, the reference
+    makes no product then.
+    """
+    from ..instrument import mode_from_name
+    from . import geometry
+
+    primary, data, stat = (h.copy() for h in headers)
+    nfm = mode_from_name(str(primary.get("ESO INS MODE", ""))).is_nfm
+    to_world = geometry.unproject_exact if grid.celestial else geometry.world_linear
+    centre = to_world(grid.nx / 2, grid.ny / 2, grid.wcs_array())
+    wave = grid.wavelengths()
+    low, high = float(wave[0]), float(wave[-1])
+    total = sum(float(h.get("EXPTIME", 0.0)) for h in exposures)
+    n_spaxels = int(np.isfinite(next(iter(images.values()))).sum()) if images else 0
+    per_pixel = total * (_FIELD_NFM if nfm else _FIELD_WFM) / n_spaxels if n_spaxels else 0.0
+    sky, sky_error, measured = sky_resolution(primary, exposures)
+    how = "measured" if measured else "default"
+    calibrated = all(bool(h.get(f"{PIXTABLE} FLUXCAL", False)) for h in exposures)
+    noise = pixel_noise(source, memory_limit)
+    if data.get("BUNIT") in _SDP_UNITS:
+        noise *= _FLUX_SCALE
+    scale = 0.2
+    if grid.celestial:
+        scale = 3600 * max(float(np.hypot(*grid.cd[:2])), float(np.hypot(*grid.cd[2:])))
+    depth = limiting_magnitude(mean_image(source, memory_limit), sky / scale, float(np.sqrt(low * high)))
+
+    cards: list[Card] = [
+        ["RA", centre[0], "[deg] Image center (J2000)"],
+        ["DEC", centre[1], "[deg] Image center (J2000)"],
+        ["EXPTIME", per_pixel, "[s] Total integration time per pixel"],
+    ]
+    if "MJD-OBS" in primary:
+        cards.append(["MJD-OBS", primary["MJD-OBS"], "[d] Start of observations (days)"])
+    if all("MJD-OBS" in h for h in exposures):
+        end = max(float(h["MJD-OBS"]) + float(h.get("EXPTIME", 0.0)) / 86400 for h in exposures)
+        cards.append(["MJD-END", end, "[d] End of observations (days)"])
+    cards += [
+        ["TEXPTIME", total, "[s] Total integration time of all exposures"],
+        ["NCOMBINE", len(exposures), "No. of combined raw science data files"],
+    ]
+    for i, block in enumerate(sorted({h["ESO OBS ID"] for h in exposures if "ESO OBS ID" in h}), 1):
+        cards.append([f"OBID{i}", block, "Observation block ID"])
+    programmes = sorted({str(h["ESO OBS PROG ID"]) for h in exposures if "ESO OBS PROG ID" in h})
+    if programmes:
+        name = programmes[0] if len(programmes) == 1 else "MULTI"
+        cards.append(["PROG_ID", name, "ESO programme identification"])
+        if len(programmes) > 1:
+            cards += [[f"PROGID{i}", p, "ESO programme identification"] for i, p in enumerate(programmes, 1)]
+    origins = [h.get("ESO PRO ANCESTOR", h.get("ARCFILE")) for h in exposures]
+    cards += [[f"PROV{i}", name, ""] for i, name in enumerate((o for o in origins if o is not None), 1)]
+    cards += [[f"ASSON{i}", f"IMAGE_FOV_{i:04d}.fits", ""] for i in range(1, len(images) + 1)]
+    cards += [
+        ["PRODCATG", "SCIENCE.CUBE.IFS", "Data product category"],
+        ["PROCSOFT", f"musedask/{__version__}", "Pipeline version"],
+        ["OBSTECH", "IFU", "Technique for observation"],
+        ["FLUXCAL", "ABSOLUTE" if calibrated else "UNCALIBRATED", "Type of flux calibration"],
+        ["WAVELMIN", low / 10, "[nm] Minimum wavelength"],
+        ["WAVELMAX", high / 10, "[nm] Maximum wavelength"],
+        [
+            "SPEC_RES",
+            spectral_resolution((low + high) / 2, nfm=nfm),
+            "Spectral resolving power at central wavelength",
+        ],
+        ["SKY_RES", sky, "[arcsec] FWHM effective spatial resolution"],
+        ["SKY_RERR", sky_error, f"[arcsec] Error of SKY_RES ({how})"],
+        ["PIXNOISE", noise, "[erg.s**(-1).cm**(-2).angstrom**(-1)] pixel-to-pixel noise"],
+    ]
+    if depth is not None:
+        cards.append(["ABMAGLIM", depth, "5-sigma magnitude limit for point sources"])
+    cards.append(["REFERENC", "", "Reference publication"])
+    for made in cards:
+        _put(primary, *made)
+    for header in (data, stat):
+        unit = str(header.get("BUNIT", ""))
+        _put(header, "BUNIT", _SDP_UNITS.get(unit, unit))
+        _put(header, "CUNIT3", "angstrom")
+        _put_after(header, "CRVAL3", "CRDER3", 0.026, "[angstrom] Random error in spectral coordinate")
+        for axis in (2, 1):
+            if f"CSYER{axis}" not in header:
+                comment = "[deg] Systematic error in coordinate"
+                _put_after(header, "CD3_2", f"CSYER{axis}", -1.0, comment)
+    return _in_order(primary), data, stat
+
+
+def _put_after(header: fits.Header, place: str, keyword: str, value: Any, comment: str) -> None:
+    cards = [c for c in header.cards if c.keyword != keyword]
+    at = next((i for i, c in enumerate(cards, 1) if c.keyword == place), len(cards))
+    header.clear()
+    for c in [*cards[:at], card(keyword, value, comment), *cards[at:]]:
+        header.append(c, end=True)
+
+
+def sdp_image_headers(image: tuple[fits.Header, fits.Header]) -> tuple[fits.Header, fits.Header]:
+    """Headers of a field-of-view image that belongs to a science data product.
+
+    Parameters
+    ----------
+    image : tuple of astropy.io.fits.Header
+        From `image_headers`, for the headers of the cube before `sdp_headers`.
+
+    Returns
+    -------
+    primary, data : astropy.io.fits.Header
+    """
+    primary, data = (h.copy() for h in image)
+    _put(primary, "PRODCATG", "ANCILLARY.IMAGE", "Data product category")
+    unit = str(data.get("BUNIT", ""))
+    _put(data, "BUNIT", _SDP_UNITS.get(unit, unit))
+    return _in_order(primary), data
