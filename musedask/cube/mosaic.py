@@ -362,20 +362,25 @@ def _list_outputs(scratch: Path, files: Sequence[Path]) -> None:
 @contextlib.contextmanager
 def _lock(scratch: Path) -> Iterator[None]:
     """Keep other runs away from the work in progress; the lock goes with the process, however it ends."""
-    path = scratch.with_name(f"{scratch.name}.lock")
-    with open(path, "a") as file:
+    scratch.mkdir(exist_ok=True)
+    folder = os.open(scratch, os.O_RDONLY)
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise StoreError(f"{scratch}: another run is at work there; wait for it, or choose another output") from None
         except OSError:
-            log.debug("%s: this file system has no locks", path)
-        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            log.debug("%s: this file system has no locks", scratch)
+        if not scratch.exists() or not os.path.samestat(os.fstat(folder), scratch.stat()):
             raise StoreError(f"{scratch}: another run has just ended there; try again")
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _clear(folder: Path) -> None:
+    for path in folder.iterdir():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _is_worth_keeping(scratch: Path, error: BaseException) -> bool:
@@ -396,7 +401,8 @@ def _work(settings: Settings, description: dict[str, Any]) -> Iterator[bool]:
     StoreError
         If another job was interrupted there.
     """
-    with _lock(settings.scratch), _open_work(settings, description) as resumed:
+    with _lock(settings.scratch):
+        resumed = _open_work(settings, description)
         try:
             yield resumed
         except BaseException as error:
@@ -412,33 +418,32 @@ def _work(settings: Settings, description: dict[str, Any]) -> Iterator[bool]:
         shutil.rmtree(settings.scratch, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _open_work(settings: Settings, description: dict[str, Any]) -> Iterator[bool]:
+def _open_work(settings: Settings, description: dict[str, Any]) -> bool:
+    """Find out whether there is work to go on with; if not, start afresh."""
     folder = settings.scratch
     path = folder / "job.json"
     description = json.loads(json.dumps(description))
-    resumed = False
-    if folder.exists():
-        old: dict[str, Any] = {}
-        with contextlib.suppress(OSError, ValueError):
-            old = json.loads(path.read_text())
-        if old == description:
-            resumed = True
-            log.info("going on with the interrupted run in %s", folder)
-        elif settings.overwrite or not old:
-            shutil.rmtree(folder)
-        else:
-            raise StoreError(
-                f"{folder}: an earlier run with other inputs or parameters was interrupted there; it differs in "
-                f"{'; '.join(_differences(old, description))}. Repeat that run to finish it, or give "
-                "--overwrite (overwrite=True) to start anew"
-            )
-    if not resumed:
-        folder.mkdir(parents=True, exist_ok=True)
+    old: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        old = json.loads(path.read_text())
+    if old == description:
+        log.info("going on with the interrupted run in %s", folder)
+        return True
+    if old and not settings.overwrite:
+        raise StoreError(
+            f"{folder}: an earlier run with other inputs or parameters was interrupted there; it differs in "
+            f"{'; '.join(_differences(old, description))}. Repeat that run to finish it, or give "
+            "--overwrite (overwrite=True) to start anew"
+        )
+    _clear(folder)
+    try:
         part = path.with_suffix(".part")
         part.write_text(json.dumps(description))
         os.replace(part, path)
-    yield resumed
+    except OSError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return False
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -365,7 +365,7 @@ class DiskStore:
         try:
             self._read_index(attributes, check_sources)
         except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError, BadZipFile) as error:
-            raise StoreError(f"{path}: the store is damaged: {type(error).__name__}: {error}") from error
+            raise StoreError(f"{path}: the store is damaged ({type(error).__name__} {error})") from error
 
     def _read_index(self, attributes: dict[str, Any], check_sources: bool) -> None:
         low, high = attributes["wave_range"]

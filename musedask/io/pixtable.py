@@ -192,11 +192,10 @@ def scan_pixtable(path: str | os.PathLike[str]) -> PixtableFile:
                 raise InputError(f"{path}: a compressed file; uncompress it first")
     try:
         with (
-            warnings.catch_warnings(),
+            # of files that end early, which is checked below
+            warnings.catch_warnings(action="ignore", category=AstropyUserWarning),
             fits.open(path, memmap=False, lazy_load_hdus=True, ignore_missing_simple=False) as hdus,
         ):
-            # files that end early: checked below
-            warnings.simplefilter("ignore", AstropyUserWarning)
             header = hdus[0].header.copy()
             if f"{PIXTABLE} TYPE" not in header:
                 raise InputError(

@@ -337,12 +337,14 @@ def read_output_wcs(
     reasons = []
     for path in files:
         with _open(path) as hdus:
-            for number, hdu in enumerate(hdus):
-                label = f"{path}[{number}]"
-                try:
-                    return _parse_wcs(label, hdu.header)
-                except InputError as error:
-                    reasons.append(str(error))
+            try:
+                for number, hdu in enumerate(hdus):
+                    try:
+                        return _parse_wcs(f"{path}[{number}]", hdu.header)
+                    except InputError as error:
+                        reasons.append(str(error))
+            except OSError as error:
+                reasons.append(f"{path}: cannot be read as FITS: {error}")
     if strict:
         raise InputError(f"no header that can be used as OUTPUT_WCS: {'; '.join(reasons) or 'no files'}")
     log.warning("THE OUTPUT_WCS IS IGNORED: no usable header: %s", "; ".join(reasons) or "no files")
