@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from astropy.io import fits
 
 from ..errors import InputError
-from ..io.files import check_output, publish
+from ..io.files import publish
 from ..io.headers import cards_to_json
 from ..recipe import Recipe
 from .grid import Grid
@@ -127,11 +127,9 @@ class Products:
             files.append(self.folder / "OBJECT_RESAMPLED.fits")
         return files
 
-    def check(self, *, overwrite: bool) -> None:
-        """Make sure that every file may be written, before any work."""
-        for path in self.files():
-            check_output(path, overwrite=overwrite)
-        if self.exposures and (self.saves_tables or self.values.get("stacked")):
+    def check_sources(self) -> None:
+        """Make sure that the files that a store was made of are there, if they are needed once more."""
+        if self.saves_tables or self.values.get("stacked"):
             from .rows import check_sources
 
             check_sources(self.exposures)

@@ -677,6 +677,7 @@ def _make(
         placements, header = _place(recipe, inputs, exposures, offsets, params)
         # now that the exposures are known
         _check_outputs(products.files(), [*given, *(s for e in exposures for s in e.sources)], settings)
+        products.check_sources()
     if not products.makes_cube:
         # as in the reference, tables are neither resampled nor searched for cosmic rays
         wcs = None
