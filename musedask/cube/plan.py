@@ -270,7 +270,9 @@ def make_plan(
             feasible = feasible or tiles
             break
     if best is None:
-        smallest = min(cost(1, -(-ny // k), -(-nx // k))[0] for k in (1, 2, 4, 8, 16, 32, 64) if k <= min(ny, nx))
+        sizes = [cost(1, -(-ny // k), -(-nx // k))[0] for k in (1, 2, 4, 8, 16, 32, 64) if k <= min(ny, nx)]
+        # not the last byte at the price of a thousand tiles
+        smallest = next(size for size in sizes if size < 1.2 * min(sizes))
 
         def needed(n: int) -> str:
             # rounded up to a million; the text must not round it down again

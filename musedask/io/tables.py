@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from astropy.io import fits
+from astropy.utils.exceptions import AstropyUserWarning
 from numpy.typing import NDArray
 
 from ..errors import InputError
@@ -336,7 +338,8 @@ def read_output_wcs(
     files = [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(p) for p in paths]
     reasons = []
     for path in files:
-        with _open(path) as hdus:
+        # a header without its data will do
+        with warnings.catch_warnings(action="ignore", category=AstropyUserWarning), _open(path) as hdus:
             try:
                 for number, hdu in enumerate(hdus):
                     try:
