@@ -197,6 +197,9 @@ def _settle(around, m0, m1, own, p0, p1, n, largest, crsigma, centre, scale):  #
                     return -1, centre, scale
             continue
         size = np.float64(c1) - np.float64(c0)
+        if not math.isfinite(size):
+            # values near the largest float32: an infinite border proves nothing
+            return -1, centre, scale
         left = np.float32(c0 + part * size)
         right = np.float32(c1 - part * size)
         below, above, within = _count(
