@@ -1,6 +1,7 @@
 # make demo         the main job on simulated data: figures and a picture in demo/
 # make test         all tests, but the long ones; ARGS="..." goes to pytest
 # make lint         style and types
+# make docs         bring the generated parts of README.md and docs/ up to date
 # make docs-check   the examples of README.md and docs/
 # make bench        speed and memory; beside the reference pipeline where it is installed
 #
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test lint docs-check bench clean
+.PHONY: help demo test lint docs docs-check bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -44,6 +45,9 @@ test: $(VENV)/.test
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/mypy musedask
+
+docs: $(VENV)/.package
+	$(BIN)/python docs/update.py
 
 docs-check: $(VENV)/.test
 	$(BIN)/python -m pytest tests/test_docs.py $(ARGS)

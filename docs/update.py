@@ -1,0 +1,108 @@
+"""Bring the generated parts of the pages up to date: ``python docs/update.py``.
+
+What stands between ``<!-- generated: NAME -->`` and ``<!-- end -->`` is written here, from the declarations
+of the recipes and of the command line; a test fails if a page is stale.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import click
+
+from musedask.cli import main
+from musedask.cube.params import EXP_COMBINE, EXTRA, MAKE_CUBE
+from musedask.recipe import Parameter
+
+ROOT = Path(__file__).resolve().parents[1]
+_PART = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def _text(value: object) -> str:
+    return str(value).replace("|", "\\|")
+
+
+def _parameters(parameters: Sequence[Parameter]) -> str:
+    lines = ["| parameter | default | values | meaning |", "|---|---|---|---|"]
+    for p in parameters:
+        values = ", ".join(f"`{c}`" for c in p.choices) or {
+            str: "text", int: "whole number", float: "number", bool: "yes or no"
+        }[p.type]  # fmt: skip
+        default = f"`{p.to_card(p.default)}`" if p.type is not bool else ("yes" if p.default else "no")
+        lines.append(f"| `{p.name}` | {default} | {values} | {_text(p.help)} |")
+    return "\n".join(lines) + "\n"
+
+
+def commands(group: click.Group = main, prefix: str = "musedask") -> Iterator[tuple[str, click.Command]]:
+    """All commands that do something, by their full names."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, f"{prefix} {name}")
+        else:
+            yield f"{prefix} {name}", command
+
+
+def _options(command: click.Command) -> str:
+    lines = []
+    for p in command.params:
+        if isinstance(p, click.Argument):
+            continue
+        assert isinstance(p, click.Option)
+        names = ", ".join(f"`{name}`" for name in sorted(p.opts, key=len))
+        if p.metavar:
+            names += f" {p.metavar}"
+        elif isinstance(p.type, click.Choice):
+            names += " " + "\\|".join(map(str, p.type.choices))
+        elif not p.is_flag:
+            names += f" {p.type.name.split()[0].upper()}" * p.nargs
+        text = _text(re.sub(r"\s+", " ", p.help or "")).strip()
+        if p.show_default and p.default is not None and not p.is_flag:
+            text = f"{text}  [default: {p.default}]".strip()
+        lines.append(f"| {names} | {text} |")
+    return "| option | |\n|---|---|\n" + "\n".join(lines) + "\n"
+
+
+def _commands() -> str:
+    parts = []
+    for name, command in commands():
+        arguments = " ".join(
+            (f"{p.metavar or p.name.upper()}" + "..." * (p.nargs == -1))
+            if p.required
+            else f"[{p.metavar or p.name.upper()}]"
+            for p in command.params
+            if isinstance(p, click.Argument) and p.name
+        )
+        text = re.sub(r"(?<!\n)\n\s*(?!\n)", " ", (command.help or "").strip())
+        text = "\n".join(line.strip() for line in text.splitlines())
+        parts.append(f"## `{name} {arguments}`\n\n{text}\n\n{_options(command)}")
+    return "\n" + "\n".join(parts) + "\n"
+
+
+PARTS: dict[str, Callable[[], str]] = {
+    "parameters of muse_exp_combine": lambda: _parameters(EXP_COMBINE.parameters),
+    "parameters of muse_scipost_make_cube": lambda: _parameters(MAKE_CUBE.parameters),
+    "parameters of musedask alone": lambda: _parameters(EXTRA),
+    "commands": _commands,
+}
+
+
+def updated(text: str) -> str:
+    """A page with its generated parts made anew."""
+    return _PART.sub(lambda m: m[1] + PARTS[m[2]]() + m[3], text)
+
+
+def pages() -> list[Path]:
+    """README and all pages of the documentation."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+if __name__ == "__main__":
+    for page in pages():
+        old = page.read_text()
+        new = updated(old)
+        if new != old:
+            page.write_text(new)
+            sys.stdout.write(f"{page.relative_to(ROOT)} updated\n")
