@@ -48,7 +48,7 @@ from .grid import Grid, Limits, check_overlap, make_grid
 from .kernels import RECORD
 from .params import EXP_COMBINE, EXTRA, MAKE_CUBE, ResampleParams
 from .plan import PIECE_ROWS, ROW_READ, Plan, check_memory, make_plan
-from .resample import Job, Window, block_box, resample_chunk
+from .resample import STEPS, Job, Window, block_box, resample_chunk
 from .store import (
     BIN_START,
     BIN_WIDTH,
@@ -1109,14 +1109,15 @@ def _cube_arrays(path: str, stamp: int) -> dict[str, Any]:
     return {name: group[name] for name in ("flux", "variance", "weight", "n_pixels") if name in group}
 
 
-def _run_chunk(spec: _ChunkSpec, item: tuple[int, Window]) -> NDArray[np.int64]:
-    """Compute a chunk, write its shard, leave a mark."""
+def _run_chunk(spec: _ChunkSpec, item: tuple[int, Window]) -> NDArray[np.float64]:
+    """Compute a chunk, write its shard, leave a mark; returns counts and the seconds of the steps."""
     from ..io.cube import write_region
 
     number, window = item
     job: Job = _unpickle(spec.job_path, spec.stamp)
     store = _open_store(spec.store, spec.stamp) if isinstance(spec.store, str) else spec.store
     chunk = resample_chunk(job, store, window, keep_cosmics=spec.keep_cosmics)
+    started = time.perf_counter()
     arrays = _cube_arrays(spec.cube, spec.stamp)
     start = (window[0], window[2], window[4])
     write_region(arrays["flux"], start, chunk.data)
@@ -1131,7 +1132,8 @@ def _run_chunk(spec: _ChunkSpec, item: tuple[int, Window]) -> NDArray[np.int64]:
         os.replace(part, mark)
     else:
         mark.touch()
-    return np.append(chunk.statistics, np.isfinite(chunk.data).any())
+    written = time.perf_counter() - started
+    return np.array([*chunk.statistics, np.isfinite(chunk.data).any(), *chunk.seconds, written])
 
 
 def _joined(cosmics: Sequence[tuple[int, NDArray[np.int32]]]) -> dict[str, NDArray[np.int32]]:
@@ -1173,9 +1175,9 @@ def _run_chunks(
     spec = _ChunkSpec(
         _store_task(store), time.time_ns(), str(job_path), str(cube), str(marks), products.keep_cosmics
     )
-    statistics = np.zeros(7, np.int64)
+    statistics = np.zeros(7 + len(STEPS) + 1)
 
-    def add(_: Any, values: NDArray[np.int64]) -> None:
+    def add(_: Any, values: NDArray[np.float64]) -> None:
         nonlocal statistics
         statistics = statistics + values
 
@@ -1196,3 +1198,5 @@ def _run_chunks(
         "settled by the bracket %.1f %%, by the median %.1f %%, in full %.1f %%",
         *statistics[:3], *(100 * statistics[3:6] / tested),
     )  # fmt: skip
+    seconds = zip((*STEPS, "write"), statistics[7:], strict=True)
+    log.info("time of the chunks, all threads together: %s", ", ".join(f"{name} {s:.1f} s" for name, s in seconds))

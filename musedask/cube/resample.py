@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -24,6 +25,9 @@ from .plan import PIECE_ROWS
 from .store import Block, StoredExposure, bin_range, prepare
 
 Window = tuple[int, int, int, int, int, int]
+
+#: steps of a chunk whose time is taken
+STEPS = ("read and index", "sort", "cosmic rays", "resample")
 
 
 class Store(Protocol):
@@ -75,6 +79,8 @@ class Chunk:
         Exposure and row numbers of the cosmic rays found inside the chunk.
     statistics : ndarray of int64, shape (6,)
         Rows, rows positioned exactly, and the counts of `cosmics.flag`.
+    seconds : ndarray of float64, shape (4,)
+        Time spent in the steps `STEPS`.
     """
 
     data: NDArray[np.float32]
@@ -83,6 +89,7 @@ class Chunk:
     n_pixels: NDArray[np.int32]
     cosmics: list[tuple[int, NDArray[np.int32]]] = field(default_factory=list)
     statistics: NDArray[np.int64] = field(default_factory=lambda: np.zeros(6, np.int64))
+    seconds: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(STEPS)))
 
 
 class _Workspace(threading.local):
@@ -303,6 +310,7 @@ def _resample(job: Job, store: Store, whole: Window, part: Window, out: Chunk, k
     n_voxels = nx_w * ny_w * nz_w
     n_exact = np.zeros(1, np.int64)
 
+    clock = [time.perf_counter()]
     held: list[tuple[int, NDArray[np.float32], NDArray[np.int32]]] = []
     counts = _workspace.get("offsets", n_voxels + 1, np.int64)
     counts[:] = 0
@@ -329,6 +337,7 @@ def _resample(job: Job, store: Store, whole: Window, part: Window, out: Chunk, k
             out.n_pixels[sel] = 0
         return
 
+    clock.append(time.perf_counter())
     offsets = np.cumsum(counts, out=counts)
     cursor = _workspace.get("cursor", n_voxels, np.int32)
     cursor[:] = offsets[:-1]
@@ -342,6 +351,7 @@ def _resample(job: Job, store: Store, whole: Window, part: Window, out: Chunk, k
         )
         del rows, keys
 
+    clock.append(time.perf_counter())
     if params.crsigma > 0:
         # flags are needed wherever rows are taken from: the part and its reach
         za, zb = _grow(z0, z1, reach, grid.nz)
@@ -353,6 +363,24 @@ def _resample(job: Job, store: Store, whole: Window, part: Window, out: Chunk, k
     if keep_cosmics:
         out.cosmics += _list_cosmics(bits, offsets, dims, target)
 
+    clock.append(time.perf_counter())
+    _fill_values(job, records, bits, offsets, dims, target, outer, sel, out)
+    out.seconds += np.diff([*clock, time.perf_counter()])
+
+
+def _fill_values(
+    job: Job,
+    records: NDArray[np.float32],
+    bits: NDArray[np.int32],
+    offsets: NDArray[np.int64],
+    dims: NDArray[np.int64],
+    target: NDArray[np.int64],
+    outer: Window,
+    sel: tuple[slice, ...],
+    out: Chunk,
+) -> None:
+    """Resample sorted rows into the part `sel` of a chunk."""
+    grid, params = job.grid, job.params
     xc, yc, cosine = geometry.voxel_centres(grid.wcs_array(), grid.celestial, *outer[2:])
     wave = grid.wavelengths()[outer[0] : outer[1]]
     zero, scale = np.array(grid.zero), np.array(grid.scale)
@@ -368,7 +396,8 @@ def _resample(job: Job, store: Store, whole: Window, part: Window, out: Chunk, k
         if params.weight_map:
             weight[...] = np.isfinite(out.data[sel])
         return
-    n_target = (x1 - x0) * (y1 - y0) * (z1 - z0)
+    shape = (int(target[1] - target[0]), int(target[3] - target[2]), int(target[5] - target[4]))
+    n_target = math.prod(shape)
     sums = _workspace.get("sums", 3 * n_target, np.float64).reshape(n_target, 3)
     sums[:] = 0
     n_pixels = np.zeros(n_target if params.weight_map else 0, np.int32)
@@ -390,7 +419,6 @@ def _resample(job: Job, store: Store, whole: Window, part: Window, out: Chunk, k
             kernels.METHODS[params.resample], records, bits, offsets, dims, target, xc, yc, cosine, wave,
             zero, scale, rc, params.ld, sums, n_pixels,
         )  # fmt: skip
-    shape = (x1 - x0, y1 - y0, z1 - z0)
     kernels.finish(sums, shape, out.data[sel], out.stat[sel], weight)
     if params.weight_map:
         out.n_pixels[sel] = n_pixels.reshape(shape).transpose(2, 1, 0)
