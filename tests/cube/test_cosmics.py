@@ -168,6 +168,8 @@ KINDS = {
 )
 @example(seed=1, kind="outliers", crowd=3.0, bad=0.1, direction="x", crsigma=10.0, shape=(4, 4, 30))
 @example(seed=2, kind="ties", crowd=3.0, bad=0.1, direction="none", crsigma=1.0, shape=(4, 4, 30))
+@example(seed=3, kind="largest", crowd=3.0, bad=0.1, direction="x", crsigma=1e-3, shape=(4, 4, 30))
+@example(seed=4, kind="largest", crowd=3.0, bad=0.6, direction="y", crsigma=3.0, shape=(2, 3, 60))
 def test_shortcuts_change_no_flag(seed, kind, crowd, bad, direction, crsigma, shape):
     """Every shortcut rests on a proof; the full evaluation of every voxel gives the same flags."""
     rng = np.random.default_rng(seed)
