@@ -238,10 +238,9 @@ def cube_info(path: Path, scan: bool, header: bool, as_json: bool) -> None:
 def cube_to_fits(path: Path, output: Path, kind: str, memory_limit: str | None, overwrite: bool) -> None:
     """Write a cube as FITS, without holding it."""
     if kind.endswith("Euro3D"):
-        from .io.cube import open_cube
         from .io.euro3d import write_euro3d
 
-        write_euro3d(open_cube(path), output, images=kind.startswith("x"), overwrite=overwrite)
+        write_euro3d(path, output, images=kind.startswith("x"), overwrite=overwrite, **_bytes(memory_limit))
     else:
         from .io.cube import cube_to_fits as run
 

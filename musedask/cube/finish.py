@@ -153,7 +153,8 @@ class Products:
             (self.output_wcs, "OUTPUT_WCS"),
         )
         for path, tag in used:
-            if path is not None:
+            # the reference names a FILTER_LIST only if it took a filter from it
+            if path is not None and (tag != "FILTER_LIST" or any(f.name != "white" for f in self.filters)):
                 calibs.append((Path(path).name, tag, _datamd5(path)))
         self.calibs = calibs
         self.headers = product_headers(
@@ -209,9 +210,11 @@ class Products:
             FilterInfo(f.name, filter_fraction(f, source.wavelength, source.ctype), f.zp_vega, f.zp_ab).cards()
             for f in self.filters
         ]
+        files = [image_headers(primary, data, of_filter, k) for k, of_filter in enumerate(cards, 1)]
         if self.format == "sdpCube":
-            from .products import sdp_headers
+            from .products import sdp_headers, sdp_image_headers
 
+            files = [sdp_image_headers(pair) for pair in files]
             primary, data, stat = sdp_headers(
                 (primary, data, stat),
                 self.grid,
@@ -227,10 +230,9 @@ class Products:
                 "stat_header": cards_to_json(stat),
             }
         )
-        self.image_files = []
-        for number, (f, image, of_filter) in enumerate(zip(self.filters, images, cards, strict=True), 1):
+        for f, image, of_filter in zip(self.filters, images, cards, strict=True):
             write_image(group, f.name, image, fov_header(primary, data, of_filter))
-            self.image_files.append((image_headers(primary, data, of_filter, number), image))
+        self.image_files = list(zip(files, images, strict=True))
         finish_cube_store(cube)
 
     def write(self, cube: Path, job: Job, store: MemoryStore | DiskStore, settings: Settings) -> None:
@@ -241,10 +243,11 @@ class Products:
         overwrite = settings.overwrite
         limit = settings.memory_limit // 4
         if self.fits is not None and self.format.endswith("Euro3D"):
-            from ..io.cube import open_cube
             from ..io.euro3d import write_euro3d
 
-            write_euro3d(open_cube(cube), self.fits, images=self.format.startswith("x"), overwrite=overwrite)
+            write_euro3d(
+                cube, self.fits, images=self.format.startswith("x"), overwrite=overwrite, memory_limit=limit
+            )
         elif self.fits is not None:
             with Progress("writing FITS", 100) as bar:
 
@@ -273,10 +276,11 @@ class Products:
 
             write_tables(self, job, store, settings)
 
-    def publish(self, cube: Path) -> Path:
-        """Give the Zarr cube its name; returns where the cube is."""
+    def publish(self, cube: Path) -> Path | None:
+        """Give the Zarr cube its name; returns the cube that can be opened, if there is one."""
         if self.zarr is None:
-            return self.output
+            # Euro3D is a table of spectra, not a cube
+            return None if self.format.endswith("Euro3D") else self.output
         publish(cube, self.zarr)
         return self.zarr
 
