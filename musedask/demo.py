@@ -431,7 +431,7 @@ def _footprint(sim: SimulatedSet, number: int, size: Size) -> tuple[Floats, Floa
 
 def _picture(
     path: Path, cube: xr.Dataset, sim: SimulatedSet, result: Comparison, size: Size, watch: _Watch, limit: int,
-    data_bytes: int,
+    data_bytes: int, dpi: float = 110,
 ) -> None:  # fmt: skip
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -454,7 +454,7 @@ def _picture(
     _memory(axes[1, 2], watch, limit, data_bytes)
     for axis in axes[1]:
         axis.set_box_aspect(0.84)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=dpi)
 
 
 def _maps(
@@ -499,13 +499,14 @@ def _region(result: Comparison, xi: Floats, eta: Floats, radius: float) -> tuple
     from scipy.ndimage import maximum_filter, uniform_filter
 
     line = uniform_filter(np.where(np.isfinite(result.line), result.line, 0.0), 3)
-    peaks = (line == maximum_filter(line, 9)) & (np.hypot(xi, eta) > radius) & (line > 0)
+    # a large equivalent width [Angstrom] tells gas from stars
+    peaks = (line == maximum_filter(line, 9)) & (np.hypot(xi, eta) > radius) & (line > 6.0 * result.white)
     peaks[:4] = peaks[-4:] = peaks[:, :4] = peaks[:, -4:] = False
     if not peaks.any():
         peaks = line == line.max()
     rows, columns = np.nonzero(peaks)
     order = np.argsort(line[rows, columns])
-    chosen = order[-max(1, len(order) // 6)]
+    chosen = order[-max(1, len(order) // 5)]
     return int(rows[chosen]), int(columns[chosen])
 
 
@@ -513,7 +514,7 @@ def _spectrum(
     axis: Any, cube: xr.Dataset, sim: SimulatedSet, result: Comparison, xi: Floats, eta: Floats
 ) -> None:
     """The spectrum of a region of 3 x 3 spaxels, on a scale that shows lines and continuum."""
-    row, column = _region(result, xi, eta, 0.2 * abs(float(xi[0, 0] - xi[0, -1])))
+    row, column = _region(result, xi, eta, 0.14 * abs(float(xi[0, 0] - xi[0, -1])))
     box = slice(max(row - 1, 0), row + 2), slice(max(column - 1, 0), column + 2)
     wave = cube.wavelength.values
     flux = cube.flux[:, box[0], box[1]].values
@@ -542,7 +543,7 @@ def _spectrum(
         xlabel="wavelength [Å]",
         ylabel=r"$10^{-20}$ erg s$^{-1}$ cm$^{-2}$ Å$^{-1}$ per spaxel",
         xlim=(wave[0], wave[-1]),
-        ylim=(min(0.0, float(np.nanmin(flux))), 1.7 * top),
+        ylim=(min(0.0, float(np.nanmin(flux))), 2.2 * top),
     )
     axis.legend(frameon=False, loc="upper right")
 
