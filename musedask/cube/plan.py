@@ -250,6 +250,7 @@ def make_plan(
     heights = [c for c in (64, 48, 32, 24, 16, 12, 8, 6, 4, 2, 1) if c <= nz] or [nz]
     best: tuple[float, tuple[int, int, int], int, float] | None = None
     feasible = 0
+    sizes = []
     for tiles in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048, 4096):
         if feasible and tiles > 4 * feasible:
             break
@@ -258,6 +259,7 @@ def make_plan(
         tx = min(-(-tiles // ty), nx)
         cy, cx = -(-ny // ty), -(-nx // tx)
         share = fraction(cy, cx)
+        sizes.append(cost(1, cy, cx)[0])
         for cz in heights:
             size, rows = cost(cz, cy, cx)
             if size > budget or (rows > TASK_ROWS and cz > 8) or (cz > largest and cz > 8):
@@ -270,7 +272,6 @@ def make_plan(
             feasible = feasible or tiles
             break
     if best is None:
-        sizes = [cost(1, -(-ny // k), -(-nx // k))[0] for k in (1, 2, 4, 8, 16, 32, 64) if k <= min(ny, nx)]
         # not the last byte at the price of a thousand tiles
         smallest = next(size for size in sizes if size < 1.2 * min(sizes))
 
