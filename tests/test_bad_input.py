@@ -248,12 +248,12 @@ def test_unequal_lengths(tables, tmp_path):
 def test_replaced_while_reading(tables, tmp_path):
     """A file cut off between the check and the reading is noticed by the reading."""
     code = (
-        "import sys, os; from musedask.cube import store, mosaic\n"
+        "import sys, os; from musedask.cube import build, store\n"
         "real = store.read_block\n"
         "def cut(exposure, source, *rest):\n"
         "    os.truncate(source.table.path, source.table.columns['stat'].offset + 8)\n"
         "    return real(exposure, source, *rest)\n"
-        "mosaic.read_block = cut\n"
+        "build.read_block = cut\n"
         "from musedask.cli import main; main(sys.argv[1:])"
     )
     done = subprocess.run(
@@ -839,12 +839,12 @@ def test_damaged_store(damage, tables, tmp_path):
 def interrupt(args, after):
     """Run the command in a process that is stopped after some chunks."""
     code = (
-        "import sys, os, signal; from musedask.cube import mosaic\n"
-        "real = mosaic._run_chunk; n = [0]\n"
+        "import sys, os, signal; from musedask.cube import chunks\n"
+        "real = chunks._run_chunk; n = [0]\n"
         "def stop(spec, item):\n"
         f"    n[0] += 1\n    if n[0] > {after}: os.kill(os.getpid(), signal.SIGKILL)\n"
         "    return real(spec, item)\n"
-        "mosaic._run_chunk = stop\n"
+        "chunks._run_chunk = stop\n"
         "from musedask.cli import main; main(sys.argv[1:])"
     )
     done = subprocess.run(
@@ -879,13 +879,13 @@ def test_two_runs_at_a_time(tables, tmp_path):
     """A second run must not take the work in progress of a first that is alive."""
     output = tmp_path / "o.zarr"
     code = (
-        "import sys, time, pathlib; from musedask.cube import mosaic\n"
-        "real = mosaic._run_chunk\n"
+        "import sys, time, pathlib; from musedask.cube import chunks\n"
+        "real = chunks._run_chunk\n"
         "def wait(spec, item):\n"
         "    pathlib.Path(sys.argv[1]).touch()\n"
         "    while not pathlib.Path(sys.argv[2]).exists(): time.sleep(0.02)\n"
         "    return real(spec, item)\n"
-        "mosaic._run_chunk = wait\n"
+        "chunks._run_chunk = wait\n"
         "from musedask.cli import main; main(sys.argv[3:])"
     )
     started, go = tmp_path / "started", tmp_path / "go"
@@ -942,7 +942,7 @@ def test_full_disk_is_foreseen(small_disk, tables, tmp_path):
 
 # what the disk check would stop beforehand goes on in this process
 _NO_CHECK = (
-    "import sys; from musedask.cube import mosaic; mosaic._check_disk = lambda *a, **k: None\n"
+    "import sys; from musedask.cube import mosaic; mosaic.check_disk = lambda *a, **k: None\n"
     "from musedask.cli import main; main(sys.argv[1:])"
 )
 

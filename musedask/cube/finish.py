@@ -21,9 +21,9 @@ from .products import FilterInfo, add_qc, fov_header, image_headers, product_hea
 
 if TYPE_CHECKING:
     from ..io.tables import Filter
-    from .mosaic import Settings
     from .resample import Job
     from .store import DiskStore, MemoryStore, StoredExposure
+    from .work import Settings
 
 log = logging.getLogger("musedask")
 

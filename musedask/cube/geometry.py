@@ -30,7 +30,7 @@ _MAX_SERIES = 0.03
 def lround(value: float) -> int:
     """C ``lround``: nearest integer, halves away from zero."""
     size = abs(value)
-    low = int(math.floor(size))
+    low = math.floor(size)
     if size - low >= 0.5:
         low += 1
     return low if value >= 0 else -low

@@ -39,7 +39,7 @@ from .store import N_BINS, Block, DiskStore, MemoryStore, StoredExposure, prepar
 if TYPE_CHECKING:
     from ..io.cube_write import _HduWriter
     from .finish import Products
-    from .mosaic import Settings
+    from .work import Settings
 
 #: what a window holds per row: the columns, their place, and origin and wavelength of the file
 _WINDOW_ROW = 4 * 8 + 4 + 12

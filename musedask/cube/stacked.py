@@ -43,7 +43,7 @@ from .store import Block, DiskStore, MemoryStore, bin_range, prepare
 if TYPE_CHECKING:
     from ..io.cube_write import _HduWriter
     from .finish import Products
-    from .mosaic import Settings
+    from .work import Settings
 
 #: code of a slice: 64 times the number of its IFU, plus its own; rows that do not count have more bits
 _N_CODES = 32 * 64

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from astropy.io import fits
 
-from musedask.cube import finish, mosaic, rows, stacked
+from musedask.cube import chunks, finish, rows, stacked
 from musedask.cube.geometry import position_exact
 from musedask.cube.mosaic import combine, make_cube, make_store
+from musedask.cube.params import EXP_COMBINE
 from musedask.errors import InputError, MusedaskError, OutputExistsError
 from musedask.io.pixtable import scan_pixtable
 from musedask.io.tables import read_offset_list
@@ -187,7 +188,7 @@ class Interrupted(Exception):
 def test_flags_survive_an_interruption(sim, whole, tmp_path, monkeypatch, in_memory):
     """Chunks that were finished before a crash are not computed again, and their flags are there."""
     calls = []
-    original = mosaic.resample_chunk
+    original = chunks.resample_chunk
 
     def counted(*args, **kwargs):
         calls.append(args)
@@ -201,7 +202,7 @@ def test_flags_survive_an_interruption(sim, whole, tmp_path, monkeypatch, in_mem
             n_workers=1, in_memory=in_memory,
         )  # fmt: skip
 
-    monkeypatch.setattr(mosaic, "resample_chunk", counted)
+    monkeypatch.setattr(chunks, "resample_chunk", counted)
     with pytest.raises(Exception, match="resampling"):
         run()
     marks = tmp_path / ".c.zarr.work" / "done"
@@ -222,7 +223,7 @@ def test_flags_survive_a_crash_while_writing(sim, whole, tmp_path, monkeypatch):
             combine(sim.paths, tmp_path / "c.zarr", **arguments)
     assert not (tmp_path / COMBINED).exists()
     with monkeypatch.context() as patch:
-        patch.setattr(mosaic, "resample_chunk", lambda *_, **__: pytest.fail("computed again"))
+        patch.setattr(chunks, "resample_chunk", lambda *_, **__: pytest.fail("computed again"))
         combine(sim.paths, tmp_path / "c.zarr", **arguments)
     assert same(tmp_path / COMBINED, whole / COMBINED)
 
@@ -367,8 +368,8 @@ def test_layout_of_files(tmp_path):
     """Names of all products are known before any work."""
 
     def products(save):
-        values = mosaic.EXP_COMBINE.resolve({"save": save})
-        return finish.Products(mosaic.EXP_COMBINE, values, tmp_path / "c.zarr", None, None, None, None)
+        values = EXP_COMBINE.resolve({"save": save})
+        return finish.Products(EXP_COMBINE, values, tmp_path / "c.zarr", None, None, None, None)
 
     made = products("combined, positioned")
     made.exposures = [None, None]
