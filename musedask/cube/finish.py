@@ -17,7 +17,7 @@ from ..io.headers import cards_to_json
 from ..recipe import Recipe
 from .grid import Grid
 from .plan import Plan
-from .products import FilterInfo, add_qc, fov_header, image_headers, product_headers, qc_fwhm, qc_prefix, stat_unit
+from .products import add_qc, fov_header, image_headers, product_headers, qc_fwhm, qc_prefix, stat_unit
 
 if TYPE_CHECKING:
     from ..io.tables import Filter
@@ -194,7 +194,7 @@ class Products:
         import zarr
 
         from ..io.cube import finish_cube_store, open_source, write_image
-        from .images import filter_fraction, fov_images
+        from .images import filter_info, fov_images
 
         source = open_source(cube)
         primary, data, stat = (h.copy() for h in self.headers)
@@ -206,10 +206,7 @@ class Products:
         images = fov_images(
             source, self.filters, memory_limit=settings.memory_limit // 4, threads=settings.local_threads
         )
-        cards = [
-            FilterInfo(f.name, filter_fraction(f, source.wavelength, source.ctype), f.zp_vega, f.zp_ab).cards()
-            for f in self.filters
-        ]
+        cards = [filter_info(source, f).cards() for f in self.filters]
         files = [image_headers(primary, data, of_filter, k) for k, of_filter in enumerate(cards, 1)]
         if self.format == "sdpCube":
             from .products import sdp_headers, sdp_image_headers

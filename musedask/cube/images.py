@@ -7,7 +7,6 @@ the cube is cut into pieces.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,23 +17,19 @@ from numpy.typing import NDArray
 
 from ..io.cube_read import CubeSource, Region, open_source
 from ..io.cube_write import BYTES_IN_FLIGHT, band_step, run_pieces
-from ..io.headers import float32_card, set_card
 from ..io.tables import Filter
+from .products import FilterInfo, fov_header, image_headers
 
 if TYPE_CHECKING:
     import os
 
     import xarray as xr
 
-FILTER = "ESO DRS MUSE FILTER"
 #: throughputs below this count as zero
 _ZERO = 2.220446049250313e-16
 _TINY = np.finfo(np.float64).tiny
 #: smallest normal float32
 _TINY32 = float(np.finfo(np.float32).tiny)
-_THIRD_AXIS = re.compile(
-    r"^(WCSAXES|SPECSYS|SSYSOBS|SSYSSRC|REST(FREQ|WAV)|\w{5}3|CRDER3|CSYER3|(CD|PC)(3_\d|\d_3))$"
-)
 
 
 def filter_throughput(filter: Filter, wavelengths: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -238,51 +233,17 @@ def fov_image(
     return fov_images(source, [filter], **options)[0], image_header(source, filter)
 
 
-def filter_cards(header: fits.Header, filter: Filter, fraction: float) -> None:
-    """Write the ``ESO DRS MUSE FILTER`` cards; `fraction` is in percent."""
-    set_card(header, f"{FILTER} NAME", filter.name, "filter name used")
-    if filter.zp_vega is not None:
-        set_card(header, f"{FILTER} ZPVEGA", filter.zp_vega, "[mag] Vega-mag zeropoint")
-    if filter.zp_ab is not None:
-        set_card(header, f"{FILTER} ZPAB", filter.zp_ab, "[mag] AB-mag zeropoint")
-    set_card(header, f"{FILTER} FRACTION", float32_card(fraction), "[%] fraction of filter covered by data")
-
-
-def object_name(source: CubeSource) -> str:
-    """Name of the object of a cube, without the name of an extension."""
-    name = source.primary.get("OBJECT") or re.sub(r" \(DATA\)$", "", str(source.data.get("OBJECT", "")))
-    return str(name).strip()
+def filter_info(source: CubeSource, filter: Filter) -> FilterInfo:
+    """What the header of an image of a cube says about its filter."""
+    fraction = filter_fraction(filter, source.wavelength, source.ctype)
+    return FilterInfo(filter.name, fraction, filter.zp_vega, filter.zp_ab)
 
 
 def image_header(source: CubeSource, filter: Filter) -> fits.Header:
-    """Header of an image as the extension of a cube (``xCube``).
-
-    Cards of ``DATA`` with the WCS of two axes, ``OBJECT``, ``EXTNAME`` and the cards of the filter.
-    """
-    header = planar_header(source.data)
-    set_card(header, "OBJECT", f"{object_name(source)} ({filter.name})")
-    header.remove("EXTNAME", ignore_missing=True)
-    filter_cards(header, filter, filter_fraction(filter, source.wavelength, source.ctype))
-    return header
+    """Header of an image as the extension of a cube (``xCube``) or variable of a Zarr cube."""
+    return fov_header(source.primary, source.data, filter_info(source, filter).cards())
 
 
 def fov_headers(source: CubeSource, filter: Filter) -> tuple[fits.Header, fits.Header]:
     """Primary header and header of ``DATA`` of an image in a file of its own (``IMAGE_FOV``)."""
-    primary = source.primary.copy()
-    set_card(primary, "OBJECT", f"{object_name(source)} ({filter.name})")
-    filter_cards(primary, filter, filter_fraction(filter, source.wavelength, source.ctype))
-    data = planar_header(source.data)
-    for keyword in ("OBJECT", "EXTNAME"):
-        data.remove(keyword, ignore_missing=True)
-    if "INHERIT" not in data:
-        position = "HDUCLASS" if "HDUCLASS" in data else len(data)
-        data.insert(position, ("INHERIT", True))
-    return primary, data
-
-
-def planar_header(header: fits.Header) -> fits.Header:
-    """Copy of a cube's header without the third axis and the pointer to the variance."""
-    planar = header.copy()
-    for keyword in [k for k in header if _THIRD_AXIS.match(k) or k == "ERRDATA"]:
-        planar.remove(keyword, ignore_missing=True)
-    return planar
+    return image_headers(source.primary, source.data, filter_info(source, filter).cards(), 1)
