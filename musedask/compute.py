@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import re
+import signal
 import sys
 import threading
 import time
@@ -124,9 +125,10 @@ def open_cluster(spec: str | None, memory_limit: int | None = None) -> Iterator[
 
             dashboard = "127.0.0.1:0"
         # the planner keeps the promise; a nanny that kills workers near it would only lose work
-        cluster = LocalCluster(
-            n_workers=n, threads_per_worker=1, memory_limit=0, dashboard_address=dashboard, host="127.0.0.1"
-        )
+        with _deaf_children():
+            cluster = LocalCluster(
+                n_workers=n, threads_per_worker=1, memory_limit=0, dashboard_address=dashboard, host="127.0.0.1"
+            )
         with cluster, DistributedClient(cluster) as client:
             log.info(
                 "cluster: %d worker processes, started in %.1f s; dashboard %s",
@@ -140,6 +142,19 @@ def open_cluster(spec: str | None, memory_limit: int | None = None) -> Iterator[
             yield client
     except (OSError, TimeoutError) as error:
         raise InputError(f"--cluster {spec}: no scheduler answers there: {error}") from error
+
+
+@contextlib.contextmanager
+def _deaf_children() -> Iterator[None]:
+    """Processes started inside do not hear Ctrl-C, which is meant for this one; it ends them in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class Progress:

@@ -351,10 +351,8 @@ def _make(
         job = Job(grid, params, tuple(placements), tuple(posangs), wave_range, plan.max_rows if plan else 0)
         products.start(header, grid)
         cube_path = None
-        list_outputs(settings.scratch, products.files())
-        # all that may not be replaced has been refused
-        settings.overwrite = True
         if plan is None:
+            list_outputs(settings, products.files())
             with timer("FITS"):
                 products.write_rows(job, store, settings)
         else:
@@ -363,6 +361,7 @@ def _make(
                 run_chunks(job, store, plan, products, settings, resumed)
             with timer("images"):
                 products.finish_cube(cube, settings)
+            list_outputs(settings, products.files())
             with timer("FITS"):
                 products.write(cube, job, store, settings)
             cube_path = products.publish(cube)

@@ -133,8 +133,19 @@ def _listed(scratch: Path) -> list[str]:
     return []
 
 
-def list_outputs(scratch: Path, files: Sequence[Path]) -> None:
-    """Note what is about to be written: found there by the next run, it is of this one."""
+def list_outputs(settings: Settings, files: Sequence[Path]) -> None:
+    """Note what is about to be written: found there by the next run, it is of this one.
+
+    Raises
+    ------
+    OutputExistsError
+        If somebody else has made one of the files since the start.
+    """
+    scratch = settings.scratch
+    own = set(_listed(scratch))
+    for path in files:
+        check_output(path, overwrite=settings.overwrite or str(path.resolve()) in own)
+    settings.overwrite = True
     if not (scratch / _LIST).exists():
         part = scratch / f"{_LIST}.part"
         part.write_text(json.dumps([str(path.resolve()) for path in files]))
