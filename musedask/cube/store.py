@@ -115,7 +115,10 @@ def bin_range(low: float, high: float) -> tuple[int, int]:
     """Bins that hold wavelengths from `low` to `high`, as a half-open range."""
     first = 0 if low <= BIN_START else min(int((low - BIN_START) / BIN_WIDTH), N_BINS - 1)
     last = N_BINS if high >= BIN_START + N_BINS * BIN_WIDTH else int((high - BIN_START) / BIN_WIDTH) + 1
-    return first, max(min(last, N_BINS), first)
+    if high < low:
+        return first, first
+    # the outermost bins hold everything beyond them
+    return first, max(min(last, N_BINS), first + 1)
 
 
 @njit(cache=True, nogil=True)

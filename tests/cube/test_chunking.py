@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 from musedask.cube import resample
 from musedask.cube.mosaic import combine, make_cube, make_store
 from musedask.errors import PlanError
+from musedask.io.headers import set_card
+from musedask.io.pixtable import scan_pixtable, write_pixtable
 from musedask.sim import simulate_pixtables
 
 METHODS = ("nearest", "linear", "quadratic", "renka", "drizzle", "lanczos")
@@ -234,6 +236,30 @@ def test_cubes_of_one_exposure(folder, tmp_path, stage):
     for chunks, in_memory in (((2, 5, 6), True), ((3, 100, 4), False), ((1, 1, 100), False)):
         cube = make_cube(sim.paths, tmp_path / "cut.zarr", chunks=chunks, in_memory=in_memory, overwrite=True)
         assert_same(cube, expected)
+
+
+def test_wavelengths_outside_of_all_bins(folder, tmp_path):
+    """Rows below 4000 or above 10000 Angstrom lie in the outermost bins of a store, and none is lost."""
+    sim = simulate_pixtables(
+        tmp_path / "in", n_exposures=1, ifus=(12,), slices=12, slice_width=6, wave_range=(6500.0, 6540.0), stage="pix"
+    )
+    table = scan_pixtable(sim.paths[0])
+    columns = {name: table.read(name) for name in table.columns}
+    units = {name: column.unit for name, column in table.columns.items()}
+    wave = columns["lambda"]
+    for shift in (3480.0, -2520.0):
+        columns["lambda"] = wave + np.float32(shift)
+        header = table.header.copy()
+        for side, value in (("LOW", columns["lambda"].min()), ("HIGH", columns["lambda"].max())):
+            set_card(header, f"ESO DRS MUSE PIXTABLE LIMITS LAMBDA {side}", float(value))
+        write_pixtable(tmp_path / "t.fits", header, columns, units, overwrite=True)
+        common = {"lambdamin": 3000.0, "lambdamax": 11000.0, "overwrite": True, "filter": "none"}
+        cube = make_cube(tmp_path / "t.fits", tmp_path / "whole.zarr", **WHOLE, **common)
+        assert np.isfinite(cube.flux.values).any((1, 2)).all()
+        expected = contents(cube)
+        for in_memory in (True, False):
+            cube = make_cube(tmp_path / "t.fits", tmp_path / "c.zarr", chunks=(3, 9, 9), in_memory=in_memory, **common)
+            assert_same(cube, expected)
 
 
 @pytest.mark.parametrize("processes", [False, True])
