@@ -3,7 +3,7 @@
 # make lint         style and types
 # make docs         bring the generated parts of README.md and docs/ up to date
 # make docs-check   the examples of README.md and docs/
-# make bench        speed and memory; beside the reference pipeline where it is installed
+# make bench        speed and memory against the reference pipeline, which must be installed
 #
 # Everything runs in a virtual environment in .venv, made on first use.  Needed beforehand: make and
 # Python 3.11 or later with its module venv (on Debian and Ubuntu: apt-get install make python3-venv).
@@ -53,7 +53,7 @@ docs-check: $(VENV)/.test
 	$(BIN)/python -m pytest tests/test_docs.py $(ARGS)
 
 bench: $(VENV)/.test
-	$(BIN)/python benchmarks/run.py $(ARGS)
+	$(BIN)/python benchmarks/speed.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -215,6 +215,13 @@ def test_make_targets_in_pages():
             assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), f"{page.name}: make {target}"
 
 
+def test_architecture_lists_every_module():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    listed = set(re.findall(r"^ +(\w+\.py)", text, flags=re.MULTILINE))
+    there = {path.name for path in (ROOT / "musedask").rglob("*.py")} - {"_version.py", "__main__.py"}
+    assert listed == there
+
+
 def test_version_in_changelog():
     text = (ROOT / "CHANGELOG.md").read_text()
     assert "## [Unreleased]" in text or f"## [{musedask.__version__}]" in text
