@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import ComputeError, InputError, MusedaskError, PlanError
@@ -324,6 +325,28 @@ def _run_client(
                     break
     finally:
         client.cancel(futures)
+
+
+def release_memory() -> None:
+    """Give memory that was freed back to the system; the C library keeps much of it otherwise."""
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        # glibc only
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@lru_cache(maxsize=1)
+def give_back_arrays() -> None:
+    """Make the C library give every freed array back to the system at once, in this process.
+
+    Its default is to keep arrays of up to 32 MB, several to a thread, once one was freed.
+    """
+    import ctypes
+
+    m_mmap_threshold = -3
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(m_mmap_threshold, 1 << 20)
 
 
 class MemoryMonitor:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..compute import run_tasks
+from ..compute import give_back_arrays, run_tasks
 from ..errors import InputError
 from . import geometry
 from .exposure import Exposure, Placement
@@ -102,6 +102,7 @@ def load_tables(
 
 def _write(inputs: str, stamp: int, folder: str, wave_range: tuple[float, float], task: _BlockTask) -> Block:
     """Read a block and write it to the store on disk."""
+    give_back_arrays()
     exposures: list[Exposure] = unpickle(inputs, stamp)
     exposure = exposures[task.exposure]
     kept = Path(folder) / "blocks" / f"{task.exposure:04d}_{task.number:05d}.npz"

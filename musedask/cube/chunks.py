@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..compute import run_tasks
+from ..compute import give_back_arrays, run_tasks
 from .build import open_store, store_task, unpickle
 from .plan import Plan
 from .resample import STEPS, Job, Window, resample_chunk
@@ -40,6 +40,7 @@ class _ChunkSpec:
     cube: str
     marks: str
     keep_cosmics: bool
+    in_memory: bool
 
 
 @lru_cache(maxsize=2)
@@ -55,6 +56,8 @@ def _run_chunk(spec: _ChunkSpec, item: tuple[int, Window]) -> NDArray[np.float64
     from ..io.cube import write_region
 
     number, window = item
+    if not spec.in_memory:
+        give_back_arrays()
     job: Job = unpickle(spec.job_path, spec.stamp)
     store = open_store(spec.store, spec.stamp) if isinstance(spec.store, str) else spec.store
     chunk = resample_chunk(job, store, window, keep_cosmics=spec.keep_cosmics)
@@ -114,8 +117,9 @@ def run_chunks(
     if done:
         log.info("%d of %d chunks are finished already", len(done), plan.n_tasks)
     spec = _ChunkSpec(
-        store_task(store), time.time_ns(), str(job_path), str(cube), str(marks), products.keep_cosmics
-    )
+        store_task(store), time.time_ns(), str(job_path), str(cube), str(marks), products.keep_cosmics,
+        store.in_memory,
+    )  # fmt: skip
     statistics = np.zeros(7 + len(STEPS) + 1)
 
     def add(_: Any, values: NDArray[np.float64]) -> None:

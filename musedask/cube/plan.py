@@ -21,9 +21,9 @@ VOXEL_WINDOW = 16
 VOXEL_CHUNK = 24 + 8
 VOXEL_MAPS = 12
 #: buffers of a task whatever its size: pieces being read, compiled code, allocator slack
-TASK_OVERHEAD = 24_000_000
+TASK_OVERHEAD = 14_000_000
 #: rows of one piece read from disk at a time
-PIECE_ROWS = 1 << 18
+PIECE_ROWS = 1 << 16
 #: a task of this many rows is long enough to hide its start; longer ones only balance worse
 TASK_ROWS = 9_000_000
 _INNER = 128

@@ -36,8 +36,10 @@ class Store(Protocol):
     in_memory: bool
     exposures: list[StoredExposure]
 
-    def read(self, block: Block, bins: tuple[int, int]) -> NDArray[np.float32]:
-        """Rows of a range of wavelength bins of a block."""
+    def read(
+        self, block: Block, bins: tuple[int, int], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Rows of a range of wavelength bins of a block; a store on disk puts them into `out`."""
 
 
 @dataclass(frozen=True)
@@ -217,8 +219,8 @@ def read_pieces(
 ) -> Iterator[NDArray[np.float32]]:
     """Rows of a block within a wavelength range.
 
-    From disk they come in pieces, as new arrays, so that rows that turn out to lie outside the
-    window are never held all at once; from memory whole and not copied.
+    From disk they come in pieces, so that rows that turn out to lie outside the window are never
+    held all at once; each piece is overwritten by the next.  From memory they come whole, not copied.
     """
     if bins is None:
         bins = bin_range(*wave_range)
@@ -231,7 +233,8 @@ def read_pieces(
         target = block.bins[first] + PIECE_ROWS
         last = int(np.searchsorted(block.bins, target, side="right")) - 1
         last = min(max(last, first + 1), bins[1])
-        rows = store.read(block, (first, last))
+        n = int(block.bins[last] - block.bins[first])
+        rows = store.read(block, (first, last), _workspace.get("piece", n * RECORD, np.float32))
         if cut:
             low, high = (np.float32(w) for w in wave_range)
             wave = rows[:, kernels.WAVE]
@@ -322,7 +325,7 @@ def _resample(job: Job, store: Store, whole: Window, part: Window, out: Chunk, k
         total += kept
         if total > job.max_rows and n_voxels > 1:
             raise _TooManyRows
-        if not store.in_memory and kept < len(rows):
+        if not store.in_memory:
             inside = keys >= 0
             rows, keys = rows[inside], keys[inside]
         held.append((number, rows, keys))

@@ -328,7 +328,9 @@ class MemoryStore:
         """All rows of a block (not a copy)."""
         return self._rows[block.exposure, block.number]
 
-    def read(self, block: Block, bins: tuple[int, int]) -> NDArray[np.float32]:
+    def read(
+        self, block: Block, bins: tuple[int, int], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
         """Rows of a range of bins (not a copy)."""
         return self.rows(block)[block.bins[bins[0]] : block.bins[bins[1]]]
 
@@ -393,10 +395,13 @@ class DiskStore:
                 _check_sources(self.path, exposure)
             self.exposures.append(exposure)
 
-    def read(self, block: Block, bins: tuple[int, int]) -> NDArray[np.float32]:
-        """Rows of a range of bins, as a new array."""
+    def read(
+        self, block: Block, bins: tuple[int, int], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Rows of a range of bins, as a new array or in the first values of `out`."""
         first, last = int(block.bins[bins[0]]), int(block.bins[bins[1]])
-        rows = np.empty((last - first, RECORD), "<f4")
+        size = (last - first) * RECORD
+        rows = (np.empty(size, "<f4") if out is None else out[:size]).reshape(-1, RECORD)
         if last > first:
             path = block_path(self.path, block.exposure, block.number)
             view = rows.reshape(-1).view(np.uint8).data

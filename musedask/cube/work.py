@@ -20,7 +20,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..compute import default_memory_limit, default_workers, format_bytes, n_threads, parse_bytes, resolve_client
+from ..compute import (
+    default_memory_limit,
+    default_workers,
+    format_bytes,
+    n_threads,
+    parse_bytes,
+    release_memory,
+    resolve_client,
+)
 from ..errors import InputError, PlanError, StoreError
 from ..io.files import check_output
 
@@ -45,6 +53,7 @@ class Timer:
         try:
             yield
         finally:
+            release_memory()
             self.stages[stage] = self.stages.get(stage, 0.0) + time.perf_counter() - start
 
     def describe(self) -> str:
