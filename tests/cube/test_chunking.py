@@ -110,8 +110,8 @@ def whole(folder, sim):
 
 
 def few_tasks(chunks):
-    """Whether the cubes, of some 20 x 20 x 20 voxels, make at most 60 chunks."""
-    return np.prod([-(-20 // c) for c in chunks]) <= 60
+    """Whether the cubes, of some 20 x 20 x 20 voxels, make at most 30 chunks."""
+    return np.prod([-(-20 // c) for c in chunks]) <= 30
 
 
 @given(

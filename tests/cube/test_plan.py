@@ -14,7 +14,7 @@ from musedask.compute import parse_bytes
 from musedask.cube.plan import check_memory, make_plan, task_bytes
 from musedask.errors import PlanError
 
-SHAPES = st.tuples(st.integers(1, 400), st.integers(1, 500), st.integers(1, 500))
+SHAPES = st.tuples(st.integers(1, 400), st.integers(1, 150), st.integers(1, 150))
 
 
 def even(shape):

@@ -27,19 +27,43 @@ def simulate(folder, **changes):
     return simulate_pixtables(folder, **{**SMALL, **changes})
 
 
-@pytest.mark.parametrize("weight", [False, True])
-@pytest.mark.parametrize(("stage", "form"), [("pix", "image"), ("rad", "table"), ("deg", "image"), ("deg", "table")])
-@pytest.mark.parametrize("turn", [0.0, 90.0, 33.0])
-def test_stages(esorex, tmp_path, stage, form, weight, turn):
-    sim = simulate(tmp_path / "in", stage=stage, form=form, weight=weight, rotations=(turn,))
-    if weight:
+TURNS = (0.0, 90.0, 33.0)
+FORMS = [("pix", "image"), ("rad", "table"), ("deg", "image"), ("deg", "table")]
+#: every stage with every method, turned and not, with and without weights
+STAGES = [
+    (stage, form, weight, turn, METHODS[(a + 2 * b + c + d) % 6])
+    for a, (stage, form) in enumerate(FORMS)
+    for b, turn in enumerate(TURNS)
+    for c, weight in enumerate((False, True))
+    for d in (0, 3)
+]
 
-        def change(columns):
-            columns["weight"] = np.linspace(0.2, 2.0, len(columns["data"])).astype("f4")
 
-        edit_table(sim.paths[0], change, form=form)
-    for method in METHODS:
-        compare_make_cube(esorex, tmp_path, sim.paths, resample=method, crsigma=4.0)
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory):
+    """Simulated tables, each made once."""
+    made = {}
+
+    def get(stage, form, weight, turn):
+        key = stage, form, weight, turn
+        if key not in made:
+            folder = tmp_path_factory.mktemp("stages") / "in"
+            sim = simulate(folder, stage=stage, form=form, weight=weight, rotations=(turn,))
+            if weight:
+
+                def change(columns):
+                    columns["weight"] = np.linspace(0.2, 2.0, len(columns["data"])).astype("f4")
+
+                edit_table(sim.paths[0], change, form=form)
+            made[key] = sim.paths
+        return made[key]
+
+    return get
+
+
+@pytest.mark.parametrize(("stage", "form", "weight", "turn", "method"), STAGES)
+def test_stages(esorex, tmp_path, tables, stage, form, weight, turn, method):
+    compare_make_cube(esorex, tmp_path, tables(stage, form, weight, turn), resample=method, crsigma=4.0)
 
 
 PARAMETERS = [
