@@ -134,7 +134,9 @@ def test_missing_file(tables, tmp_path):
 
 def test_unexpanded_pattern(tables, tmp_path):
     """A shell passes a pattern that nothing matches."""
-    refuse(tmp_path, "combine", tmp_path / "in" / "PIXTABLE_RED*.fit", "-o", tmp_path / "o.zarr", words=["no such file"])
+    refuse(
+        tmp_path, "combine", tmp_path / "in" / "PIXTABLE_RED*.fit", "-o", tmp_path / "o.zarr", words=["no such file"]
+    )
 
 
 def _text(path, tables):
@@ -212,9 +214,13 @@ def test_not_a_pixel_table(make, words, verb, tables, tmp_path):
 
 def test_other_products_as_tables(sim, tables, tmp_path):
     """An OFFSET_LIST and a cube among the tables."""
-    refuse(tmp_path, "combine", *tables, sim.offset_list, "-o", tmp_path / "o.zarr", words=["OFFSET_LIST.fits", "not a"])
+    refuse(
+        tmp_path, "combine", *tables, sim.offset_list, "-o", tmp_path / "o.zarr", words=["OFFSET_LIST.fits", "not a"]
+    )
     assert run("combine", *tables, "-o", tmp_path / "c.fits")[0] == 0
-    refuse(tmp_path, "combine", tmp_path / "c.fits", "-o", tmp_path / "o.zarr", words=["c.fits", "not a MUSE pixel table"])
+    refuse(
+        tmp_path, "combine", tmp_path / "c.fits", "-o", tmp_path / "o.zarr", words=["c.fits", "not a MUSE pixel table"]
+    )
     refuse(tmp_path, "cube", "info", tables[0], words=[tables[0], "not a MUSE cube"])
 
 
@@ -512,7 +518,9 @@ def test_output_wcs_far_too_large(tables, tmp_path):
     header = fits.getheader(path, 1)
     header.update({"NAXIS1": 200000, "NAXIS2": 200000, "NAXIS3": 8})
     path.write_bytes(fits.PrimaryHDU().header.tostring().encode() + header.tostring().encode())
-    refuse(tmp_path, "combine", *tables, "-o", tmp_path / "o.zarr", "--output-wcs", path, words=["are needed on this disk"])
+    refuse(
+        tmp_path, "combine", *tables, "-o", tmp_path / "o.zarr", "--output-wcs", path, words=["are needed on this disk"]
+    )
 
 
 # ---------------------------------------------------------------------------------------- wavelengths
@@ -533,9 +541,7 @@ def test_empty_wavelength_range(options, dry, tables, tmp_path):
 
 
 def test_empty_wavelength_range_of_a_store(tables, tmp_path):
-    refuse(
-        tmp_path, "store", *tables, "-o", tmp_path / "s.zarr", "--lambdamin", 8000, words=["empty wavelength range"]
-    )
+    refuse(tmp_path, "store", *tables, "-o", tmp_path / "s.zarr", "--lambdamin", 8000, words=["empty wavelength range"])
     assert run("store", *tables, "-o", tmp_path / "s.zarr", "--lambdamin", 6550)[0] == 0
     refuse(
         tmp_path, "combine", tmp_path / "s.zarr", "-o", tmp_path / "o.zarr", "--lambdamax", 6545,
@@ -712,7 +718,10 @@ def test_second_output_exists(tables, tmp_path):
 @pytest.mark.parametrize("folder", ["none", "file"])
 def test_output_folder(folder, tables, tmp_path):
     (tmp_path / "file").write_text("a file")
-    for args in (["-o", tmp_path / folder / "o.zarr"], ["-o", tmp_path / "o.zarr", "--fits", tmp_path / folder / "c.fits"]):
+    for args in (
+        ["-o", tmp_path / folder / "o.zarr"],
+        ["-o", tmp_path / "o.zarr", "--fits", tmp_path / folder / "c.fits"],
+    ):
         refuse(tmp_path, "combine", *tables, *args, words=[tmp_path / folder])
 
 
@@ -764,7 +773,9 @@ def test_output_holds_the_inputs(tables, tmp_path):
 
 def test_store_as_its_own_output(tables, tmp_path):
     assert run("store", *tables, "-o", tmp_path / "s.zarr")[0] == 0
-    refuse(tmp_path, "combine", tmp_path / "s.zarr", "-o", tmp_path / "s.zarr", "--overwrite", words=["s.zarr", "input"])
+    refuse(
+        tmp_path, "combine", tmp_path / "s.zarr", "-o", tmp_path / "s.zarr", "--overwrite", words=["s.zarr", "input"]
+    )
     refuse(tmp_path, "store", *tables, "-o", tables[0], "--overwrite", words=[tables[0], "input"])
 
 
@@ -779,7 +790,9 @@ def test_two_outputs_of_one_name(tables, tmp_path):
 
 
 def test_folder_that_is_no_store(tables, tmp_path):
-    refuse(tmp_path, "combine", tmp_path / "in", "-o", tmp_path / "o.zarr", words=[tmp_path / "in", "not a pixel store"])
+    refuse(
+        tmp_path, "combine", tmp_path / "in", "-o", tmp_path / "o.zarr", words=[tmp_path / "in", "not a pixel store"]
+    )
     refuse(tmp_path, "combine", *tables, tmp_path / "in", "-o", tmp_path / "o.zarr", words=["only input"])
     assert run("combine", *tables, "-o", tmp_path / "c.zarr")[0] == 0
     refuse(tmp_path, "combine", tmp_path / "c.zarr", "-o", tmp_path / "o.zarr", words=["c.zarr", "not a pixel store"])
@@ -805,7 +818,9 @@ def test_source_of_a_store_changed(tables, tmp_path):
     assert code == 0 and "no longer there" in text
 
 
-@pytest.mark.parametrize("damage", ["no index", "bad index", "bad attributes", "other version", "short block", "no block"])
+@pytest.mark.parametrize(
+    "damage", ["no index", "bad index", "bad attributes", "other version", "short block", "no block"]
+)
 def test_damaged_store(damage, tables, tmp_path):
     store = tmp_path / "s.zarr"
     assert run("store", *tables, "-o", store)[0] == 0
