@@ -227,6 +227,8 @@ PLACES = {
     "north": {"ra": 211.7, "dec": 52.3},
     "equator": {"ra": 90.0, "dec": 0.0},
     "crossing 0 h": {"ra": 0.0003, "dec": 12.0, "offsets": ((0.3, 0.0), (0.1, 0.2), (0.6, 0.1))},
+    # an exposure on the other side of 0 h is placed 360 degrees away, where it adds nothing but is counted
+    "both sides of 0 h": {"ra": 0.0, "dec": 12.0, "offsets": ((-0.4, 0.0), (0.5, 0.2), (-0.2, 0.1))},
     "just below 360": {"ra": 359.9998, "dec": -45.0, "offsets": ((-0.3, 0.0), (-0.1, 0.2), (-0.6, 0.1))},
 }
 
