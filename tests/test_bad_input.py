@@ -975,7 +975,7 @@ def test_full_disk(while_, small_disk, tables, tmp_path):
     inputs = state(tmp_path / "in")
     args = ["combine", *tables, "-o", disk / "o.zarr", "--dx", "0.1", "--dy", "0.1"]
     if while_ == "sorting":
-        args = ["store", *tables, "-o", disk / "o.zarr"]
+        args = ["store", *tables, "-o", disk / "o.zarr", "--n-workers", "1"]
     elif while_ == "FITS":
         args = [*args[:-5], tmp_path / "o.zarr", "--fits", disk / "o.fits", *args[-4:]]
     code, text = unchecked(*args)
