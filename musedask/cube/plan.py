@@ -117,6 +117,13 @@ def _part(n: int) -> int:
     return -(-n // max(1, round(n / _INNER)))
 
 
+def _whole(n: int, size: int) -> int:
+    """The next length of a chunk that is a whole number of inner chunks: a shard is exactly one chunk."""
+    while n < size and n % _part(n):
+        n += 1
+    return n
+
+
 def task_bytes(
     rows: float, window: float, chunk: float, *, rows_in_memory: bool, maps: bool
 ) -> int:
@@ -242,6 +249,7 @@ def make_plan(
 
     if chunk is not None:
         cz, cy, cx = (max(1, min(c, n)) for c, n in zip(chunk, shape, strict=True))
+        cy, cx = _whole(cy, ny), _whole(cx, nx)
         size, rows = cost(cz, cy, cx)
         return _finish(shape, (cz, cy, cx), size, rows, budget, n_threads, fixed, disk_bytes, rows_in_memory)
 
@@ -257,7 +265,7 @@ def make_plan(
         # split the longer side first
         ty = min(max(1, round(math.sqrt(tiles * ny / nx))), ny)
         tx = min(-(-tiles // ty), nx)
-        cy, cx = -(-ny // ty), -(-nx // tx)
+        cy, cx = _whole(-(-ny // ty), ny), _whole(-(-nx // tx), nx)
         share = fraction(cy, cx)
         sizes.append(cost(1, cy, cx)[0])
         for cz in heights:
