@@ -149,3 +149,16 @@ def test_description_says_what_matters():
     ).describe()
     for part in ("60 x 50 x 100", "2 at a time", "rows in memory: 32 MB", "disk 5 MB"):
         assert part in text
+
+
+@given(st.tuples(st.integers(1, 30), st.integers(1, 1500), st.integers(1, 1500)), st.floats(7.8, 11), st.booleans())
+def test_a_shard_is_a_chunk(shape, memory, own):
+    """Where a large field is divided, a chunk is a whole number of inner chunks: tasks write whole shards."""
+    chunk = tuple(max(1, n // 3) for n in shape) if own else None
+    cumulative = np.linspace(0, 40.0 * np.prod(shape), shape[0] + 1)
+    try:
+        plan = make_plan(shape, 2, cumulative, even(shape), int(10**memory), 2, rows_in_memory=False, chunk=chunk)
+    except PlanError:
+        return
+    assert all(s == c or c == n for s, c, n in zip(plan.shard(), plan.chunk, shape, strict=True))
+    assert all(s % i == 0 for s, i in zip(plan.shard(), plan.inner_chunk(), strict=True))
