@@ -580,9 +580,10 @@ def _memory(axis: Any, watch: _Watch, limit: int, data_bytes: int) -> None:
     )
     for size, text, colour in levels:
         axis.axhline(size / 1e6, color=colour, lw=1.2, ls="--")
-        axis.text(
-            0.02 * watch.times[-1], size / 1e6 + 0.012 * top, f"{text}: {format_bytes(size)}", va="bottom", color=colour
-        )
+        # the lowest one has its text below, where the curve does not cross it
+        below = size == limit
+        place = 0.02 * watch.times[-1], size / 1e6 + (-0.012 if below else 0.012) * top
+        axis.text(*place, f"{text}: {format_bytes(size)}", va="top" if below else "bottom", color=colour)
     axis.set(
         title="Resident memory of musedask combine",
         xlabel="time [s]",
