@@ -138,9 +138,19 @@ def build_store(
     if (folder / "zarr.json").exists():
         shutil.rmtree(folder / "blocks", ignore_errors=True)
         return DiskStore(folder)
-    (folder / "blocks").mkdir(parents=True, exist_ok=True)
     rows = int(0.8 * settings.memory_limit / settings.threads / _BLOCK_ROW_BYTES)
-    tasks = block_tasks(exposures, max(min(rows, _MAX_BLOCK_ROWS), 1000))
+    rows = max(min(rows, _MAX_BLOCK_ROWS), 1000)
+    state = folder / "rows.txt"
+    if state.exists() and int(state.read_text()) <= rows:
+        # finished blocks stay as they are, also if the memory limit has become larger
+        rows = int(state.read_text())
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "blocks").mkdir(parents=True)
+        part = state.with_suffix(".part")
+        part.write_text(str(rows))
+        os.replace(part, state)
+    tasks = block_tasks(exposures, rows)
     inputs = folder / "inputs.pickle"
     if not inputs.exists():
         part = inputs.with_suffix(".part")
@@ -163,6 +173,7 @@ def build_store(
             f"no pixels between {wave_range[0]:g} and {wave_range[1]:g} Angstrom: empty wavelength range"
         )
     inputs.unlink()
+    state.unlink()
     finish_store(folder, stored, wave_range)
     shutil.rmtree(folder / "blocks")
     return DiskStore(folder)
