@@ -135,12 +135,13 @@ def build_store(
     exposures: Sequence[Exposure], folder: Path, wave_range: tuple[float, float], settings: Settings
 ) -> DiskStore:
     """Write the store of some exposures, or go on with one that was interrupted."""
+    state = folder / "rows.txt"
     if (folder / "zarr.json").exists():
         shutil.rmtree(folder / "blocks", ignore_errors=True)
+        state.unlink(missing_ok=True)
         return DiskStore(folder)
     rows = int(0.8 * settings.memory_limit / settings.threads / _BLOCK_ROW_BYTES)
     rows = max(min(rows, _MAX_BLOCK_ROWS), 1000)
-    state = folder / "rows.txt"
     if state.exists() and int(state.read_text()) <= rows:
         # finished blocks stay as they are, also if the memory limit has become larger
         rows = int(state.read_text())
@@ -173,9 +174,9 @@ def build_store(
             f"no pixels between {wave_range[0]:g} and {wave_range[1]:g} Angstrom: empty wavelength range"
         )
     inputs.unlink()
-    state.unlink()
     finish_store(folder, stored, wave_range)
     shutil.rmtree(folder / "blocks")
+    state.unlink()
     return DiskStore(folder)
 
 def store_task(store: DiskStore | MemoryStore) -> Any:
