@@ -262,3 +262,15 @@ def test_a_worker_dies(sim, whole, tmp_path):
     text = finish(process)
     assert "2 worker processes" in text
     assert_same(tmp_path, whole)
+
+
+def test_going_on_with_another_memory_limit(sim, whole, tmp_path):
+    """Killed while sorting: with more memory the finished blocks stay, with less they are made anew; no mixture."""
+    for name, limit in (("more", "64MB"), ("less", "52MB")):
+        folder = tmp_path / name
+        folder.mkdir()
+        work = folder / ".cube.zarr.work"
+        strike(start(command(sim, folder)), lambda w=work: len(times(w, "store/blocks/*[0-9].npz")) >= 2)
+        text = finish(start([*command(sim, folder), "--memory-limit", limit], paused=False))
+        assert "going on with the interrupted run" in text
+        assert_same(folder, whole)
