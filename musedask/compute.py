@@ -346,7 +346,7 @@ def give_back_arrays() -> None:
 
     m_mmap_threshold = -3
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(m_mmap_threshold, 1 << 20)
+        ctypes.CDLL(None).mallopt(m_mmap_threshold, 4 << 20)
 
 
 class MemoryMonitor:

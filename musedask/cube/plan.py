@@ -24,6 +24,8 @@ VOXEL_MAPS = 12
 TASK_OVERHEAD = 14_000_000
 #: rows of one piece read from disk at a time
 PIECE_ROWS = 1 << 16
+#: what the chunk of a task needs at the very least besides
+_ROOM = 16_000_000
 #: a task of this many rows is long enough to hide its start; longer ones only balance worse
 TASK_ROWS = 9_000_000
 _INNER = 128
@@ -147,6 +149,12 @@ def task_bytes(
     return int(rows * per_row + window * VOXEL_WINDOW + chunk * (per_voxel + 8) + pieces + TASK_OVERHEAD)
 
 
+def usable_threads(memory: int, n_threads: int) -> int:
+    """How many threads to use of those there are: a few that have room rather than many that have none."""
+    least = task_bytes(0, 0, 0, rows_in_memory=False, maps=False) + _ROOM
+    return max(1, min(n_threads, int(_PLANNED * memory / least)))
+
+
 def check_memory(memory: int, n_threads: int) -> None:
     """Make sure that tasks with rows on disk find room at all, before the rows are sorted.
 
@@ -159,7 +167,7 @@ def check_memory(memory: int, n_threads: int) -> None:
     if _PLANNED * memory < n_threads * least:
 
         def needed(n: int) -> str:
-            return f"{math.ceil(n * (least + 16e6) / _PLANNED / 1e6)} MB"
+            return f"{math.ceil(n * (least + _ROOM) / _PLANNED / 1e6)} MB"
 
         raise PlanError(
             f"no chunk fits a memory limit of {format_bytes(memory)} with {n_threads} "

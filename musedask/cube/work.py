@@ -31,6 +31,7 @@ from ..compute import (
 )
 from ..errors import InputError, PlanError, StoreError
 from ..io.files import check_output
+from .plan import usable_threads
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -99,7 +100,10 @@ def make_settings(
     if n_workers is not None and n_workers < 1:
         raise InputError(f"n_workers = {n_workers} found, expected at least 1")
     scratch = output.absolute().parent / f".{output.name}.work"
-    return Settings(limit, client, n_threads(client, n_workers), scratch, overwrite)
+    threads = n_threads(client, n_workers)
+    if client is None and n_workers is None:
+        threads = usable_threads(limit, threads)
+    return Settings(limit, client, threads, scratch, overwrite)
 
 
 def check_outputs(files: Sequence[Path], inputs: Sequence[PathLike], settings: Settings) -> None:

@@ -297,7 +297,7 @@ def _table_columns(path: Path, hdus: fits.HDUList) -> tuple[dict[str, Column], i
 
 
 def open_pixtable(path: str | os.PathLike[str], *, chunks: int = 1 << 20) -> xr.Dataset:
-    """Open a pixel table, or a pixel store, as a lazy dataset.
+    """Open a pixel table as a lazy dataset.
 
     Parameters
     ----------
