@@ -422,8 +422,14 @@ def weights(exposures: Sequence[Exposure], scheme: str) -> list[float]:
     Raises
     ------
     InputError
-        If EXPTIME of the first exposure is missing or zero.
+        If EXPTIME of the first exposure is missing or zero, or if existing weights are to be kept
+        and only some exposures have them.
     """
+    if scheme == "none" and len({e.has_weight for e in exposures}) > 1:
+        without = ", ".join(e.name for e in exposures if not e.has_weight)
+        raise InputError(
+            f"{without}: no column weight, which the other exposures have; weight=none keeps weights as they are"
+        )
     if scheme == "none" or len(exposures) < 2:
         return [-1.0] * len(exposures)
     reference = require(exposures[0].header, "EXPTIME", exposures[0].name)
@@ -530,6 +536,12 @@ def place(
         points.append((ra, dec))
         scales.append(scale)
     ra1, dec1 = points[0]
+    far = [e.name for e, (ra, _) in zip(exposures, points, strict=True) if abs(ra - ra1) > 180]
+    if far:
+        log.warning(
+            "RA of %s is on the other side of 0 h than that of the first exposure: as in the reference, it falls "
+            "outside the field of the others", ", ".join(far),
+        )  # fmt: skip
     set_card(header, "CRVAL1", ra1)
     set_card(header, "CRVAL2", dec1)
     set_card(header, f"{PIXTABLE} WCS", "positioned (final)")

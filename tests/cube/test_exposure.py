@@ -309,3 +309,13 @@ def test_flat_field_outside_the_wavelength_range(tmp_path):
     )
     with pytest.raises(InputError, match="flat-field spectrum does not cover"):
         group_exposures(sim.paths, wave_range=(3000.0, 3100.0))
+
+
+def test_weights_kept_of_some_exposures_only(tmp_path):
+    """Kept weights need to be there in all exposures; the reference would drop those without."""
+    with_weights = simulate_pixtables(tmp_path / "a", n_exposures=1, n_rows_limit=2000, weight=True)
+    without = simulate_pixtables(tmp_path / "b", n_exposures=2, n_rows_limit=2000)
+    exposures = group_exposures([*with_weights.paths, without.paths[1]])
+    with pytest.raises(InputError, match="no column weight"):
+        weights(exposures, "none")
+    assert len(weights(exposures, "exptime")) == 2
