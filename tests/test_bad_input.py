@@ -597,7 +597,7 @@ def test_all_pixels_bad(tables, tmp_path):
 
 
 def test_memory_limit_too_small(tables, tmp_path):
-    """The message names a limit that works."""
+    """The message names a limit that works; threads for which there is no room are used only if asked for."""
     args = ["combine", *tables, "-o", tmp_path / "o.zarr"]
     message = refuse(tmp_path, *args, "--memory-limit", "2MB", words=["no chunk fits a memory limit of 2 MB"])
     found = re.search(r"smallest limit that would do is ([0-9.]+ [kMGT]?B)", message)
@@ -605,6 +605,7 @@ def test_memory_limit_too_small(tables, tmp_path):
     code, text = run(*args, "--memory-limit", found[1])
     assert code == 0, text
     # and so does the one for one thread
+    message = refuse(tmp_path, *args, "--overwrite", "--memory-limit", "2MB", "--n-workers", 2, words=["2 threads"])
     found = re.search(r"or ([0-9.]+ [kMGT]?B) with one thread", message)
     assert found, message
     code, text = run(*args, "--overwrite", "--memory-limit", found[1], "--n-workers", 1)
