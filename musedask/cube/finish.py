@@ -13,7 +13,7 @@ from astropy.io import fits
 
 from ..errors import InputError
 from ..io.files import publish
-from ..io.headers import cards_to_json
+from ..io.headers import cards_to_json, read_datamd5
 from ..recipe import Recipe
 from .grid import Grid
 from .plan import Plan
@@ -155,7 +155,7 @@ class Products:
         for path, tag in used:
             # the reference names a FILTER_LIST only if it took a filter from it
             if path is not None and (tag != "FILTER_LIST" or any(f.name != "white" for f in self.filters)):
-                calibs.append((Path(path).name, tag, _datamd5(path)))
+                calibs.append((Path(path).name, tag, read_datamd5(path)))
         self.calibs = calibs
         self.headers = product_headers(
             header,
@@ -280,11 +280,6 @@ class Products:
             return None if self.format.endswith("Euro3D") else self.output
         publish(cube, self.zarr)
         return self.zarr
-
-
-def _datamd5(path: str | os.PathLike[str]) -> str | None:
-    with fits.open(path, memmap=False) as hdus:
-        return hdus[0].header.get("DATAMD5")
 
 
 def describe_outputs(products: Products) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -83,3 +84,9 @@ def float32_card(value: float) -> float:
 def float64_card(value: float) -> float:
     """Round as CPL writes a float64 keyword: fifteen significant digits."""
     return float(f"{float(value):.15g}")
+
+
+def read_datamd5(path: str | os.PathLike[str]) -> str | None:
+    """``DATAMD5`` of a file, if it has one."""
+    with fits.open(path, memmap=False) as hdus:
+        return hdus[0].header.get("DATAMD5")
