@@ -8,7 +8,6 @@ number of threads in which slices are made.
 
 from __future__ import annotations
 
-import datetime
 import json
 import math
 import os
@@ -33,6 +32,7 @@ from ..io.files import atomic_path, check_output
 from ..io.headers import PIXTABLE, append_cards, float64_card, set_card
 from ..io.pixtable import COLUMNS, PixtableWriter, Stage, set_limits
 from ..io.tables import write_offset_list
+from .ephemeris import LATITUDE, LONGITUDE, horizontal, mjd_of, sidereal_time, start_times
 from .scene import CubeScene, SceneLike, default_scene, scene_from_dict
 
 #: bits of bad pixels: hot, saturated, dead, other
@@ -420,7 +420,7 @@ def simulate_pixtables(
     errors = pointing_errors or ((0.0, 0.0),)
     tag = _TAGS[stage]
     plans: list[SimulatedExposure] = []
-    starts = _start_times(ra, [exptimes[i % len(exptimes)] for i in range(n_exposures)])
+    starts = start_times(ra, [exptimes[i % len(exptimes)] for i in range(n_exposures)])
     for i, (dra, ddec) in enumerate(pointings):
         true_dec = dec + ddec / 3600
         true_ra = (ra + dra / 3600 / math.cos(math.radians(dec))) % 360
@@ -468,7 +468,7 @@ def simulate_pixtables(
     rows = [
         {
             "date_obs": p.date_obs,
-            "mjd_obs": _mjd(p.date_obs),
+            "mjd_obs": mjd_of(p.date_obs),
             "ra_offset": (p.header_ra - p.ra + 180) % 360 - 180,
             "dec_offset": p.header_dec - p.dec,
             "flux_scale": p.flux_scale if flux_scales is not None else math.nan,
@@ -564,49 +564,6 @@ def _pointings(
             dx, dy = offsets[i % len(offsets)]
         result.append((east + dx, north + dy))
     return result
-
-
-# --- time and place -------------------------------------------------------------------------------------
-
-
-_LATITUDE, _LONGITUDE = -24.627, -70.404
-
-
-def _sidereal_time(mjd: float) -> float:
-    """Local mean sidereal time at Paranal [deg]."""
-    return (280.46061837 + 360.98564736629 * (mjd - 51544.5) + _LONGITUDE) % 360
-
-
-def _mjd(date_obs: str) -> float:
-    epoch = datetime.datetime(1858, 11, 17)
-    return (datetime.datetime.fromisoformat(date_obs) - epoch) / datetime.timedelta(days=1)
-
-
-def _start_times(ra: float, exptimes: Sequence[float]) -> list[datetime.datetime]:
-    """Start times of a night of the year 2014/15 on which the target culminates about midnight."""
-    base = 56840.0 + 4.69 / 24  # local midnight
-    days = ((ra - 12.0 - _sidereal_time(base)) % 360) / 0.98564736629
-    # the fraction of a day that whole days leave is made up for by the hour
-    mjd = base + math.floor(days) + (days % 1) * 0.98564736629 / 360.98564736629
-    start = datetime.datetime(1858, 11, 17) + datetime.timedelta(days=mjd)
-    starts = []
-    for exptime in exptimes:
-        milliseconds = start.microsecond // 1000
-        starts.append(start.replace(microsecond=1000 * milliseconds))
-        start += datetime.timedelta(seconds=exptime + 73.217)
-    return starts
-
-
-def _horizontal(ra: float, dec: float, mjd: float) -> tuple[float, float, float, float]:
-    """Altitude, azimuth (south 0, west 90), parallactic angle [deg] and airmass."""
-    h, d, p = (math.radians(v) for v in (_sidereal_time(mjd) - ra, dec, _LATITUDE))
-    alt = math.asin(math.sin(p) * math.sin(d) + math.cos(p) * math.cos(d) * math.cos(h))
-    az = math.atan2(
-        math.cos(d) * math.sin(h), math.cos(d) * math.cos(h) * math.sin(p) - math.sin(d) * math.cos(p)
-    )
-    parang = math.atan2(math.sin(h), math.tan(p) * math.cos(d) - math.sin(d) * math.cos(h))
-    airmass = 1 / math.sin(max(alt, math.radians(10)))
-    return math.degrees(alt), math.degrees(az) % 360, math.degrees(parang), airmass
 
 
 # --- the instrument -------------------------------------------------------------------------------------
@@ -1132,8 +1089,8 @@ HEADER_TEMPLATE: tuple[tuple[str, Any, str], ...] = (
     ("ESO TEL FOCU LEN", 121.561, "[m] Focal length"),
     ("ESO TEL FOCU SCALE", 1.705, "[arcsec/mm] Focal scale"),
     ("ESO TEL GEOELEV", 2648.0, "[m] Elevation above sea level"),
-    ("ESO TEL GEOLAT", _LATITUDE, "[deg] Tel geo latitude (+=North)"),
-    ("ESO TEL GEOLON", _LONGITUDE, "[deg] Tel geo longitude (+=East)"),
+    ("ESO TEL GEOLAT", LATITUDE, "[deg] Tel geo latitude (+=North)"),
+    ("ESO TEL GEOLON", LONGITUDE, "[deg] Tel geo longitude (+=East)"),
     ("ESO TEL IA FWHM", 0.93, "[arcsec] Seeing corrected by airmass"),
     ("ESO TEL IA FWHMLIN", 1.01, "Delivered seeing on IA detector"),
     ("ESO TEL TRAK STATUS", "NORMAL", "Tracking status"),
@@ -1179,10 +1136,10 @@ def _header(
 ) -> fits.Header:
     """Primary header of a pixel table that holds `parts`."""
     s, plan = exposure.settings, exposure.plan
-    mjd = _mjd(plan.date_obs)
+    mjd = mjd_of(plan.date_obs)
     end = mjd + plan.exptime / 86400
-    alt, az, parang, airmass = _horizontal(plan.ra, plan.dec, mjd)
-    _, _, parang_end, airmass_end = _horizontal(plan.ra, plan.dec, end)
+    alt, az, parang, airmass = horizontal(plan.ra, plan.dec, mjd)
+    _, _, parang_end, airmass_end = horizontal(plan.ra, plan.dec, end)
     archive = f"MUSE.{plan.date_obs}.fits"
     ifus = sorted({p.ifu for p in parts})
     raw = file_name if s.per_ifu else f"PIXTABLE_OBJECT_0001-{ifus[0]:02d}.fits"
@@ -1196,7 +1153,7 @@ def _header(
         ["MJD-OBS", round(mjd, 8), "Obs start"],
         ["DATE-OBS", plan.date_obs, "Observing date"],
         ["UTC", round(mjd % 1 * 86400, 3), "[s] UTC"],
-        ["LST", round(_sidereal_time(mjd) * 240, 3), "[s] LST"],
+        ["LST", round(sidereal_time(mjd) * 240, 3), "[s] LST"],
         ["ARCFILE", archive, "Archive File Name"],
         ["PIPEFILE", file_name, "Filename of data product"],
         ["ESO OBS START", start, "OB start time"],
