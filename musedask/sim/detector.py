@@ -47,6 +47,9 @@ PIXEL_SIZE, THICKNESS = 15.0, 40.0
 #: Group, "Cosmic rays"), 1.7 at 2600 m; the rest makes up about two in five of the events
 COSMIC_RATE = 1.3 / 60
 
+#: scatter of the response of pixels to light
+PRNU = 0.006
+
 #: bits of the Euro3D convention for defects (formats of the reference pipeline)
 HOT, DARK, LOW_QE, DEAD, TRAP = 0x100, 0x200, 0x40, 0x2000, 0x20000000
 
@@ -54,7 +57,7 @@ HOT, DARK, LOW_QE, DEAD, TRAP = 0x100, 0x200, 0x40, 0x2000, 0x20000000
 _INSTRUMENT = 20140131
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 #: number of photo-electrons from which their Poisson number comes from a normal deviate
-_EXACT_BELOW = 12.0
+_EXACT_BELOW = 10.0
 
 #: kinds of column defects: factor on the light, electrons added to each pixel, electrons lost in each
 _FACTOR, _ADD, _LOSE = 0, 1, 2
@@ -144,17 +147,17 @@ class Detector:
         return np.random.Generator(np.random.Philox(np.random.SeedSequence([_INSTRUMENT, self.ifu, purpose])))
 
     @cached_property
-    def column_pattern(self) -> NDArray[np.float32]:
-        """Fixed structure of the bias along x, shape (4224,), zero outside the data [adu]."""
+    def column_pattern(self) -> NDArray[np.float64]:
+        """Fixed structure of the bias along x, shape (4096,); the overscans do not have it [adu]."""
         random = self._random(1)
-        pattern = np.zeros(RAW_NX, np.float32)
+        halves = []
         t = (np.arange(NX // 2) + 0.5) / (NX // 2)
-        for start, flip in ((SCAN, 1), (RAW_NX // 2 + SCAN, -1)):
-            wave = sum(
+        for _ in range(2):
+            waves = [
                 random.normal(0, 0.12 / k) * np.sin(math.pi * k * t + random.uniform(0, 2 * math.pi)) for k in (1, 2, 3)
-            )
-            pattern[start : start + NX // 2] = (wave + random.normal(0, 0.03, t.size))[::flip]
-        return pattern
+            ]
+            halves.append(np.sum(waves, axis=0) + random.normal(0, 0.03, t.size))
+        return np.concatenate(halves)
 
     def bias_level(self, level: Sequence[float] | NDArray[np.float64] | None = None) -> NDArray[np.float64]:
         """Bias along y, without `column_pattern`.
@@ -170,17 +173,17 @@ class Detector:
             Left and right half [adu].
         """
         drift = np.zeros(4) if level is None else np.asarray(level, np.float64)
-        out = np.empty((2, RAW_NY))
         half = RAW_NY // 2
         # counted from the port, in the order of read-out
         t = np.arange(half) / (half - 1)
-        for q, (side, top) in enumerate(((0, False), (1, False), (1, True), (0, True))):
-            base, amplitude, length, slope, curvature = self._bias[q]
-            curve = base + drift[q] + amplitude * np.exp(-t / length) + slope * t + curvature * t * t
-            out[side, half:] = curve[::-1] if top else out[side, half:]
-            if not top:
-                out[side, :half] = curve
-        return out
+        curves = [
+            base + change + amplitude * np.exp(-t / length) + slope * t + curvature * t * t
+            for (base, amplitude, length, slope, curvature), change in zip(self._bias, drift, strict=True)
+        ]
+        bottom_left, bottom_right, top_right, top_left = curves
+        return np.array(
+            [np.concatenate([bottom_left, top_left[::-1]]), np.concatenate([bottom_right, top_right[::-1]])]
+        )
 
     @cached_property
     def _dark_terms(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -209,6 +212,14 @@ class Detector:
         a, b = self._dark_terms
         return (a.T @ b).astype(np.float32)
 
+    def response(self) -> NDArray[np.float32]:
+        """Response of the pixels to light without defects of columns, 1 on average, shape (4112, 4096)."""
+        return _response_map(self._response_key)
+
+    @cached_property
+    def _response_key(self) -> np.uint64:
+        return np.random.SeedSequence([_INSTRUMENT, self.ifu, 5]).generate_state(1, np.uint64)[0]
+
     @cached_property
     def hot_pixels(self) -> NDArray[Any]:
         """Hot pixels in ascending order: structured array index (into the flat trimmed image), rate [e-/s]."""
@@ -228,7 +239,6 @@ class Detector:
         They reach from a row to the middle of the chip, since all charge of those rows passes the defect.
         """
         random = self._random(4)
-        rows = []
         half = NY // 2
 
         def span() -> tuple[int, int]:
@@ -238,15 +248,14 @@ class Detector:
         def column() -> int:
             return int(random.integers(8, NX - 8))
 
-        for _ in range(int(random.integers(1, 4))):
-            rows.append((column(), *span(), _ADD, random.uniform(8.0, 60.0), HOT))
-        for _ in range(int(random.integers(1, 4))):
-            factor = random.uniform(0.1, 0.8)
-            rows.append((column(), *span(), _FACTOR, factor, LOW_QE if factor < 0.2 else DARK))
-        for _ in range(int(random.integers(0, 2))):
-            rows.append((column(), *span(), _FACTOR, 0.0, DEAD))
-        for _ in range(int(random.integers(2, 5))):
-            rows.append((column(), *span(), _LOSE, random.uniform(10.0, 80.0), TRAP))
+        def number(low: int, high: int) -> range:
+            return range(int(random.integers(low, high + 1)))
+
+        rows = [(column(), *span(), _ADD, random.uniform(8.0, 60.0), HOT) for _ in number(1, 3)]
+        for factor in [random.uniform(0.1, 0.8) for _ in number(1, 3)]:
+            rows += [(column(), *span(), _FACTOR, factor, LOW_QE if factor < 0.2 else DARK)]
+        rows += [(column(), *span(), _FACTOR, 0.0, DEAD) for _ in number(0, 1)]
+        rows += [(column(), *span(), _LOSE, random.uniform(10.0, 80.0), TRAP) for _ in number(2, 4)]
         return np.array(
             rows,
             [("x", np.int32), ("first", np.int32), ("last", np.int32), ("kind", np.int32), ("value", np.float64),
@@ -266,8 +275,8 @@ class Detector:
         for index, rate in self.hot_pixels:
             bits[int(index)] = (HOT, float(rate))
         for x, first, last, _, value, status in self.column_defects:
-            for y in range(first, last + 1):
-                index = int(y) * NX + int(x)
+            for row in range(first, last + 1):
+                index = int(row) * NX + int(x)
                 bits[index] = (bits.get(index, (0, 0.0))[0] | int(status), float(value))
         order = sorted(bits)
         flat = np.array(order)
@@ -347,7 +356,7 @@ class Detector:
         columns = self.column_defects
         image = np.empty((RAW_NY, RAW_NX), np.uint16)
         saturated, wrong = _read(
-            light, exptime, a * warm, b, hot["index"].copy(), hot["rate"] * warm,
+            light, exptime, self._response_key, a * warm, b, hot["index"].copy(), hot["rate"] * warm,
             columns["x"].copy(), columns["first"].copy(), columns["last"].copy(), columns["kind"].copy(),
             columns["value"].copy(), pixels, charge, self.bias_level(level), self.column_pattern,
             self.gain, self.read_noise, nonlinearity, photon_key, read_key, image,
@@ -396,6 +405,8 @@ def _ziggurat() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 
 
 _EDGES, _RATIOS = _ziggurat()
+#: of 1, 2, ...: more photo-electrons than these are never seen where they are counted one by one
+_RECIPROCALS = 1.0 / np.arange(1.0, 64.0)
 
 
 @nb.njit(cache=True, nogil=True, inline="always")
@@ -454,7 +465,8 @@ def _poisson(mean: float, bits: np.uint64) -> float:
     """Poisson number of 64 random bits.
 
     Below `_EXACT_BELOW` by inversion of the distribution function; above by the expansion of its inverse
-    in a normal deviate (Giles 2016, ACM TOMS 42, 7, eq. 6), which errs by less than 1e-3 counts there.
+    in a normal deviate (Giles 2016, ACM TOMS 42, 7, eq. 6), whose
+    distribution function errs by less than 5e-5 and its variance by less than 3e-4 there.
     """
     if mean >= _EXACT_BELOW:
         w = _normal(bits)
@@ -469,14 +481,14 @@ def _poisson(mean: float, bits: np.uint64) -> float:
         return 0.0
     p = math.exp(-mean)
     rest = 1.0 - u - p
-    k = 0.0
+    k = 0
     while rest > 0.0:
-        k += 1.0
-        p *= mean / k
+        p *= mean * _RECIPROCALS[k]
+        k += 1
         rest -= p
-        if p < 1e-18:
+        if k == _RECIPROCALS.size:
             break
-    return k
+    return np.float64(k)
 
 
 @nb.njit(cache=True, nogil=True)
@@ -490,79 +502,101 @@ def _normals(key: np.uint64, n: int) -> NDArray[np.float64]:
 # ------------------------------------------------------------------------------ reading the chip
 
 
+@nb.njit(cache=True, nogil=True, inline="always")
+def _response(key: np.uint64, pixel: int) -> float:
+    """Response of a pixel of the trimmed image to light, 1 on average."""
+    return 1.0 + PRNU * min(max(_normal(_hash(key, np.uint64(pixel))), -5.0), 5.0)
+
+
 @nb.njit(cache=True, nogil=True)
-def _read(
-    light, exptime, dark_y, dark_x, hot_index, hot_charge, column_x, column_first, column_last, column_kind,
-    column_value, cosmic_index, cosmic_charge, bias, pattern, gain, noise, nonlinearity, photon_key, read_key, image,
+def _read(  # type: ignore[no-untyped-def]
+    light, exptime, response_key, dark_y, dark_x, hot_index, hot_charge, column_x, column_first, column_last,
+    column_kind, column_value, cosmic_index, cosmic_charge, bias, pattern, gain, noise, nonlinearity, photon_key,
+    read_key, image,
 ):  # fmt: skip
     """Fill the raw image row by row; returns the number of saturated pixels and the first wrong rate or -1."""
-    nx, ny, raw_nx, raw_ny = NX, NY, RAW_NX, RAW_NY
-    charge = np.zeros(raw_nx)
+    half = NX // 2
+    mean = np.zeros(NX)
+    charge = np.zeros(NX)
     hot = 0
     cosmic = 0
     saturated = 0
-    for raw_y in range(raw_ny):
-        top = raw_y >= raw_ny // 2
-        left, right = (3, 2) if top else (0, 1)
+    for raw_y in range(RAW_NY):
+        top = raw_y >= RAW_NY // 2
         y = raw_y - 3 * SCAN if top else raw_y - SCAN
-        data = (ny // 2 <= y < ny) if top else (0 <= y < ny // 2)
+        data = (NY // 2 <= y < NY) if top else (0 <= y < NY // 2)
         if data:
-            for x in range(nx):
-                raw_x = x + SCAN if x < nx // 2 else x + 3 * SCAN
-                mean = 0.0
-                for k in range(dark_y.shape[0]):
-                    mean += dark_y[k, y] * dark_x[k, x]
-                if light.shape[0] > 0:
-                    value = np.float64(light[y, x])
-                    if not (0.0 <= value < math.inf):
-                        return saturated, y * nx + x
-                    mean += value * exptime
-                charge[raw_x] = mean
-            while hot < hot_index.size and hot_index[hot] < (y + 1) * nx:
-                x = hot_index[hot] - y * nx
-                charge[x + SCAN if x < nx // 2 else x + 3 * SCAN] += hot_charge[hot]
+            first = y * NX
+            mean[:] = 0.0
+            if light.shape[0] > 0:
+                row = light[y]
+                bad = 0
+                for x in range(NX):
+                    value = np.float64(row[x])
+                    # also true for NaN
+                    bad += not ((value >= 0.0) & (value < math.inf))
+                    mean[x] = value * exptime
+                if bad:
+                    for x in range(NX):
+                        if not (0.0 <= row[x] < math.inf):
+                            return saturated, first + x
+                for x in range(NX):
+                    if mean[x] > 0.0:
+                        mean[x] *= _response(response_key, first + x)
+            for k in range(dark_y.shape[0]):
+                factor = dark_y[k, y]
+                if factor > 1e-9:
+                    for x in range(NX):
+                        mean[x] += factor * dark_x[k, x]
+            while hot < hot_index.size and hot_index[hot] < first + NX:
+                mean[hot_index[hot] - first] += hot_charge[hot]
                 hot += 1
             for i in range(column_x.size):
                 if column_first[i] <= y <= column_last[i]:
-                    x = column_x[i]
-                    raw_x = x + SCAN if x < nx // 2 else x + 3 * SCAN
                     if column_kind[i] == _FACTOR:
-                        charge[raw_x] *= column_value[i]
+                        mean[column_x[i]] *= column_value[i]
                     elif column_kind[i] == _ADD:
-                        charge[raw_x] += column_value[i]
-            for x in range(nx):
-                raw_x = x + SCAN if x < nx // 2 else x + 3 * SCAN
-                charge[raw_x] = _poisson(charge[raw_x], _hash(photon_key, np.uint64(y * nx + x)))
-            while cosmic < cosmic_index.size and cosmic_index[cosmic] < (y + 1) * nx:
-                x = cosmic_index[cosmic] - y * nx
-                charge[x + SCAN if x < nx // 2 else x + 3 * SCAN] += cosmic_charge[cosmic]
+                        mean[column_x[i]] += column_value[i]
+            for x in range(NX):
+                charge[x] = _poisson(mean[x], _hash(photon_key, np.uint64(first + x)))
+            while cosmic < cosmic_index.size and cosmic_index[cosmic] < first + NX:
+                charge[cosmic_index[cosmic] - first] += cosmic_charge[cosmic]
                 cosmic += 1
             for i in range(column_x.size):
                 if column_kind[i] == _LOSE and column_first[i] <= y <= column_last[i]:
                     x = column_x[i]
-                    raw_x = x + SCAN if x < nx // 2 else x + 3 * SCAN
-                    charge[raw_x] = max(charge[raw_x] - column_value[i], 0.0)
-        else:
-            charge[:] = 0.0
+                    charge[x] = max(charge[x] - column_value[i], 0.0)
+        out = image[raw_y]
         for side in range(2):
-            q = left if side == 0 else right
-            level = bias[side, raw_y] + 0.5
-            scale = 1.0 / gain[q]
-            sigma = noise[q] * scale
-            bend = nonlinearity / (ADU_MAX * gain[q])
-            for raw_x in range(side * (raw_nx // 2), (side + 1) * (raw_nx // 2)):
-                e = charge[raw_x]
-                e -= bend * e * e
-                z = _normal(_hash(read_key, np.uint64(raw_y * raw_nx + raw_x)))
-                value = level + pattern[raw_x] + e * scale + sigma * z
+            quadrant = 3 - side if top else side
+            level = bias[side, raw_y]
+            scale = 1.0 / gain[quadrant]
+            sigma = noise[quadrant] * scale
+            bend = nonlinearity * scale / ADU_MAX
+            start = side * (RAW_NX // 2)
+            shift = SCAN + 2 * SCAN * side
+            for raw_x in range(start, start + RAW_NX // 2):
+                x = raw_x - shift
+                value = level
+                if data and side * half <= x < (side + 1) * half:
+                    e = charge[x]
+                    value += pattern[x] + (e - bend * e * e) * scale
+                value += sigma * _normal(_hash(read_key, np.uint64(raw_y * RAW_NX + raw_x)))
+                value = math.floor(value + 0.5)
                 if value >= ADU_MAX:
                     saturated += 1
-                    image[raw_y, raw_x] = ADU_MAX
-                elif value <= 0.0:
-                    image[raw_y, raw_x] = 0
-                else:
-                    image[raw_y, raw_x] = np.uint16(value)
+                    value = np.float64(ADU_MAX)
+                out[raw_x] = np.uint16(max(value, 0.0))
     return saturated, -1
+
+
+@nb.njit(cache=True, nogil=True)
+def _response_map(key: np.uint64) -> NDArray[np.float32]:
+    out = np.empty((NY, NX), np.float32)
+    for y in range(NY):
+        for x in range(NX):
+            out[y, x] = _response(key, y * NX + x)
+    return out
 
 
 # ------------------------------------------------------------------------------ cosmic rays
@@ -598,11 +632,11 @@ def _cosmics(key: np.uint64, expected: float, up: float) -> tuple[NDArray[np.int
 
 
 @nb.njit(cache=True, nogil=True)
-def _deposit(x, y, depth, charge, index, value, n):
+def _deposit(x, y, depth, charge, index, value, n):  # type: ignore[no-untyped-def]
     """Spread the charge of one step over pixels; it diffuses more the deeper it was made."""
     sigma = 0.12 + 0.38 * math.sqrt(min(max(depth / THICKNESS, 0.0), 1.0))
     scale = 1.0 / (sigma * math.sqrt(2.0))
-    x0, y0 = int(math.floor(x + 0.5)), int(math.floor(y + 0.5))
+    x0, y0 = math.floor(x + 0.5), math.floor(y + 0.5)
     for j in range(y0 - 2, y0 + 3):
         if j < 0 or j >= NY:
             continue
@@ -622,7 +656,7 @@ def _deposit(x, y, depth, charge, index, value, n):
 
 
 @nb.njit(cache=True, nogil=True)
-def _walk(key, expected, up, index, value):
+def _walk(key, expected, up, index, value):  # type: ignore[no-untyped-def]
     """Follow all particles; returns the number of contributions, which may exceed the room for them."""
     events = int(_poisson(expected, _hash(key, np.uint64(0))))
     n = 0
@@ -694,7 +728,7 @@ def _walk(key, expected, up, index, value):
 
 
 @nb.njit(cache=True, nogil=True)
-def _tracks(key, expected, up):
+def _tracks(key, expected, up):  # type: ignore[no-untyped-def]
     room = int(1000 + 300 * expected)
     while True:
         index = np.empty(room, np.int32)
