@@ -79,6 +79,61 @@ def mode_from_name(name: str) -> Mode:
     return Mode("WFM-NOAO-E", (4600.0, 9350.0), None, SPAXEL_WFM)
 
 
+@dataclass(frozen=True)
+class RawType:
+    """A type of raw exposure.
+
+    Attributes
+    ----------
+    tag : str
+        By which the recipes know it.
+    catg, type, tech : str
+        Values of ``ESO DPR CATG``, ``TYPE`` and ``TECH``.
+    templates : tuple of str
+        ``ESO TPL ID`` of the template that takes it in WFM without and with AO, and in NFM.
+    """
+
+    tag: str
+    catg: str
+    type: str
+    templates: tuple[str, str, str]
+    tech: str = "IFU"
+
+    def template(self, mode: str) -> str:
+        """``ESO TPL ID`` in an instrument mode (value of ``ESO INS MODE``)."""
+        if mode.startswith("NFM"):
+            return self.templates[2]
+        return self.templates[1 if "-AO" in mode else 0]
+
+
+def _both_fields(name: str) -> tuple[str, str, str]:
+    return f"MUSE_wfm_{name}", f"MUSE_wfm_{name}", f"MUSE_nfm_{name}"
+
+
+_OFFSETS = (
+    "MUSE_wfm-noao_obs_genericoffset",
+    "MUSE_wfm-ao_obs_genericoffsetLGS",
+    "MUSE_nfm-ao_obs_genericoffsetLGS",
+)
+#: raw types by tag (table 6.1 of the MUSE Pipeline User Manual; names of templates from the MUSE User Manual)
+RAW_TYPES: dict[str, RawType] = {
+    t.tag: t
+    for t in (
+        RawType("BIAS", "CALIB", "BIAS", ("MUSE_cal_bias",) * 3),
+        RawType("DARK", "CALIB", "DARK", ("MUSE_cal_dark",) * 3),
+        RawType("FLAT", "CALIB", "FLAT,LAMP", _both_fields("cal_specflat")),
+        RawType("ILLUM", "CALIB", "FLAT,LAMP,ILLUM", _both_fields("cal_illum")),
+        RawType("ARC", "CALIB", "WAVE", _both_fields("cal_wave")),
+        RawType("MASK", "CALIB", "WAVE,MASK", ("MUSE_wfm_cal_geometry",) * 3),
+        RawType("SKYFLAT", "CALIB", "FLAT,SKY", _both_fields("cal_twilight")),
+        RawType("STD", "CALIB", "STD", _both_fields("cal_specphot")),
+        RawType("ASTROMETRY", "CALIB", "ASTROMETRY", _both_fields("cal_astrom")),
+        RawType("SKY", "SCIENCE", "SKY", _OFFSETS),
+        RawType("OBJECT", "SCIENCE", "OBJECT", _OFFSETS),
+    )
+}
+
+
 def pack_origin(
     x: NDArray[np.integer], y: NDArray[np.integer], ifu: NDArray[np.integer], ccd_slice: NDArray[np.integer]
 ) -> NDArray[np.int32]:

@@ -126,7 +126,7 @@ def _sun_longitude(mjd: float) -> float:
 
 def sun(mjd: float) -> tuple[float, float]:
     """J2000 position of the Sun [deg], to 0.02 deg (Astronomical Almanac, low-precision formulae)."""
-    return _precess_back(*_equatorial(_sun_longitude(mjd), 0.0, mjd), mjd)
+    return to_j2000(*_equatorial(_sun_longitude(mjd), 0.0, mjd), mjd)
 
 
 def moon(mjd: float) -> tuple[float, float, float]:
@@ -156,10 +156,10 @@ def moon(mjd: float) -> tuple[float, float, float]:
     y = distance * math.cos(dec) * math.sin(ra) - math.cos(phi) * math.sin(lst)
     z = distance * math.sin(dec) - math.sin(phi)
     place = math.degrees(math.atan2(y, x)) % 360, math.degrees(math.atan2(z, math.hypot(x, y)))
-    return *_precess_back(*place, mjd), (1 - math.cos(elongation)) / 2
+    return *to_j2000(*place, mjd), (1 - math.cos(elongation)) / 2
 
 
-def _precess_back(ra: float, dec: float, mjd: float) -> tuple[float, float]:
+def to_j2000(ra: float, dec: float, mjd: float) -> tuple[float, float]:
     """J2000 position [deg] of a mean place of date [deg]."""
     a, d = ra, dec
     for _ in range(3):  # precession is small: errors shrink by its size at every step
