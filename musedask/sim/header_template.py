@@ -3,7 +3,8 @@
 Keywords, types, comments and constants are those of the header of a real exposure of 2014-12-08 that the
 file ``minicube.fits`` of the package `mpdaf` keeps.  A line reads ``keyword = value / comment``; where a
 type stands instead of a value, `musedask.sim.headers` works out the value; ``{}`` in a comment is the value
-in sexagesimal form (that of a right ascension in hours).  Keywords are without ``HIERARCH ESO``.  What repeats (IFUs, lamps, controllers, sensors in the cryostats) is made by functions.
+in sexagesimal form (that of a right ascension in hours).  Keywords are without ``HIERARCH ESO``.  What
+repeats (IFUs, lamps, controllers, sensors in the cryostats) is made by functions.
 """
 
 from __future__ import annotations

@@ -219,7 +219,7 @@ def _append(header: fits.Header, values: dict[str, Any], left_out: Iterable[str]
     assert not unknown, unknown
     pattern = re.compile("|".join(left_out) or "$.")
     for keyword, card in template().items():
-        value = values.get(keyword, card.value)
+        value: Any = values.get(keyword, card.value)
         if value is None or (_OF_EXTENSIONS.match(keyword) is not None) != extension:
             continue
         if keyword not in values and pattern.match(keyword):
