@@ -226,10 +226,11 @@ def _append(header: fits.Header, values: dict[str, Any], left_out: Iterable[str]
             continue
         if card.type is float:
             value = float(value)
-        assert type(value) is card.type, (keyword, value)
+        assert isinstance(value, card.type), (keyword, value)
         comment = card.comment
         if "{}" in comment:
-            comment = comment.format(_sexagesimal(value / 15 if keyword.endswith("RA") else value))
+            angle: float = values[keyword]
+            comment = comment.format(_sexagesimal(angle / 15 if keyword.endswith("RA") else angle))
         header.append(fits.Card(*fitted(f"ESO {keyword}", value, comment)), end=True)
 
 
