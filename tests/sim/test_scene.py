@@ -140,7 +140,7 @@ def test_cube_scene_errors(tmp_path, small_cube):
     with pytest.raises(InputError, match="mirror or zero"):
         CubeScene.from_cube(small_cube, outside="wrap")
     fits.PrimaryHDU(np.zeros((3, 3))).writeto(tmp_path / "image.fits")
-    with pytest.raises(InputError, match="no cube"):
+    with pytest.raises(InputError, match="no image extension DATA"):
         CubeScene.from_cube(tmp_path / "image.fits")
 
 
