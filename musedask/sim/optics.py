@@ -54,6 +54,8 @@ _TRACE_ORDER, _X_ORDER, _Y_ORDER = 5, 2, 6
 _PINHOLES, _PINHOLE_DISTANCE = (26.04644, -0.05537208), 2.9450 * 1.705 / 0.2
 #: step from slice to slice [spaxels]: 288 of them fill an arcminute
 _STEP_Y = 60.0 / 288 / 0.2
+#: gap between the slices of neighbouring IFUs [spaxels], beyond that step
+_GAP_Y = 0.08
 #: part of the light in the wings of the line spread function, their width in units of the core's, their
 #: position relative to the core [Angstrom], and width of the slit image [Angstrom]
 _WINGS, _WING_SIGMA, _WING_SHIFT, _SLIT = 0.07, 1.9, 0.35, 1.3
@@ -150,7 +152,7 @@ class Instrument:
     --------
     >>> optics = Instrument("WFM-NOAO-N").ifu(12)
     >>> float(optics.wavelength(24, *optics.middle(24)).round())
-    6999.0
+    6969.0
     """
 
     def __init__(self, mode: str = "WFM-NOAO-N", *, vignetted: bool = True) -> None:
@@ -474,7 +476,7 @@ class _Slices:
         extra = _stream(ifu, 0, 1).uniform(-1, 1, (3, 4))[:, stack]
         self.width = (width[0] + width[2] / 3) * spaxels * (1 + 2e-4 * r[17])
         self.angle = 0.15 * whole[6] + 0.06 * extra[0] + 0.008 * line + 0.006 * r[18]
-        self.y = _field_y(ifu) - _STEP_Y * line + 0.15 * extra[1] + 0.02 * r[19]
+        self.y = _field_y(ifu) - _STEP_Y * line + 0.02 * extra[1] + 0.015 * r[19]
         self.x = self._horizontal(ifu, stack, row)
 
         # line spread function, throughput
@@ -506,8 +508,8 @@ def _field_x(ifu: int) -> float:
 
 
 def _field_y(ifu: int) -> float:
-    """Vertical position of the middle of an IFU: about 12 slices from one to the next."""
-    return 12 * _STEP_Y * (12.5 - ifu) + 0.06 * float(_stream(ifu, 0, 4).uniform(-1, 1))
+    """Vertical position of the middle of an IFU: 12 slices and a narrow gap from one to the next."""
+    return (12 * _STEP_Y + _GAP_Y) * (12.5 - ifu) + 0.02 * float(_stream(ifu, 0, 4).uniform(-1, 1))
 
 
 @lru_cache(maxsize=N_IFUS)
@@ -549,6 +551,17 @@ def packed_slice(ifu: int, ccd_slice: int, width: float = SLICE_WIDTH) -> NDArra
             [o.x[k] * scale, o.y[k], math.cos(a), math.sin(a), o.width[k] * scale],
         ]
     )  # fmt: skip
+
+
+#: where left edge, right edge, wavelengths and field position start in the array of `packed_slice`
+LEFT, RIGHT, WAVE, PLACE = 0, 6, 12, 33
+
+
+@nb.njit(nogil=True, cache=True, inline="always")
+def field_position(p, x, left, right):  # type: ignore[no-untyped-def]
+    """Position in the field [spaxels, float32] of column x of a packed slice, as the reference computes it."""
+    dx = np.float32((0.5 * (left + right) - x) / (right - left) * p[PLACE + 4])
+    return np.float32(dx * p[PLACE + 2] + p[PLACE]), np.float32(dx * p[PLACE + 3] + p[PLACE + 1])
 
 
 @nb.njit(nogil=True, cache=True, inline="always")

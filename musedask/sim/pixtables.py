@@ -1,8 +1,8 @@
 """Simulated pixel tables of any number of exposures, with the truth beside them.
 
-The instrument is fixed: its slices have small, irregular offsets, tilts and wavelength zero points
-that are the same in every simulation.  Only what happens in an exposure (noise, cosmic rays) follows
-the seed.  Every slice has random streams of its own, so the result does not depend on the order or
+The instrument is fixed: its slices (`musedask.sim.optics`) have irregular offsets, tilts and wavelength
+zero points that are the same in every simulation.  Only what happens in an exposure (noise, cosmic rays)
+follows the seed.  Every slice has random streams of its own, so the result does not depend on the order or
 number of threads in which slices are made.
 """
 
@@ -33,6 +33,7 @@ from ..io.headers import PIXTABLE, append_cards, float64_card, set_card
 from ..io.pixtable import COLUMNS, PixtableWriter, Stage, set_limits
 from ..io.tables import write_offset_list
 from .ephemeris import LATITUDE, LONGITUDE, horizontal, mjd_of, sidereal_time, start_times
+from .optics import LEFT, NY, RIGHT, WAVE, field_position, packed_slice, poly5, wave_row
 from .scene import CubeScene, SceneLike, default_scene, scene_from_dict
 
 #: bits of bad pixels: hot, saturated, dead, other
@@ -42,8 +43,6 @@ _NOTCH_NAD = 0x8000000
 _SENSITIVITY = 6e-4
 #: read noise [electrons] and flux of the (already subtracted) sky [1e-20 erg/s/cm2/Angstrom/spaxel]
 _READ_NOISE, _SKY = 2.8, 45.0
-#: detector pixels per spaxel along a slice
-_PIXELS_PER_SPAXEL = 1.02
 _FLUX_UNIT = "10**(-20)*erg/s/cm**2/Angstrom"
 #: tags of the products by coordinate stage
 _TAGS = {"pix": "PIXTABLE_OBJECT", "rad": "PIXTABLE_REDUCED", "deg": "PIXTABLE_POSITIONED"}
@@ -573,39 +572,6 @@ def _stream(*key: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
-# indices of the parameters of a slice
-(
-    _L0, _TILT, _CURVE, _WIDTH, _X, _Y, _COS, _SIN, _SKY_WIDTH, _WAVE0, _STEP, _QUADRATIC, _SMILE, _SKEW
-) = range(14)  # fmt: skip
-
-
-def _slice_parameters(ifu: int, ccd_slice: int, width: float) -> NDArray[np.float64]:
-    """Trace, geometry and wavelength solution of a slice; irregular, but always the same."""
-    rng = _stream(0x3A5E, _INSTRUMENT, ifu, ccd_slice)
-    whole = _stream(0x3A5E, _INSTRUMENT, ifu, 0).uniform(-1, 1, 4)
-    r = rng.uniform(-1, 1, 10)
-    sky = CCD_TO_SKY_SLICE[ccd_slice - 1]
-    stack, row = divmod(sky - 1, 12)  # sky slices 1..12 make the leftmost stack
-    angle = math.radians(0.15 * whole[1] + 0.1 * r[3])
-    gap = (-0.11, -0.04, 0.04, 0.11)[stack]
-    p = np.empty(14)
-    p[_L0] = 45 + 84.0 * (ccd_slice - 1) + 3 * whole[0] + 0.5 * r[0]
-    p[_TILT] = 2.5 * whole[2] + r[1]
-    p[_CURVE] = 2 * (ccd_slice - 24.5) / 24 + 0.3 * r[2]
-    p[_SKY_WIDTH] = width * (1 + 0.002 * r[4])
-    p[_WIDTH] = width * _PIXELS_PER_SPAXEL + 0.2 * r[5]
-    p[_X] = (stack - 1.5) * width + gap + 0.6 * whole[3] + 0.08 * r[6]
-    # the first IFU is at the top, so is the first slice of a stack
-    p[_Y] = 12 * (12.5 - ifu) + (5.5 - row) + 0.04 * r[7]
-    p[_COS], p[_SIN] = math.cos(angle), math.sin(angle)
-    p[_WAVE0] = 4567.0 + 8 * whole[0] + 3 * r[8]
-    p[_STEP] = 1.25 * (1 + 2e-4 * whole[2])
-    p[_QUADRATIC] = 1.5 + 0.1 * r[9]
-    p[_SMILE] = 0.35 + 0.05 * r[1]
-    p[_SKEW] = 0.25 * r[0]
-    return p
-
-
 @dataclass(frozen=True)
 class _Part:
     """One slice: parameters, offset of x in ``origin``, range of detector rows and number of rows."""
@@ -655,12 +621,10 @@ class _Geometry:
         limits = np.array([np.inf, -np.inf, np.inf, -np.inf, np.inf, -np.inf])
         for ifu in ifus:
             for ccd_slice in slices:
-                p = _slice_parameters(ifu, ccd_slice, width)
+                p = packed_slice(ifu, ccd_slice, width)
                 # the first row of the left edge, as the trace polynomial gives it
-                offset = math.floor(p[_L0] + p[_TILT] * _u(1) + p[_CURVE] * _u(1) ** 2) - 20
-                margin = 8
-                y0 = max(1, math.floor((low - p[_WAVE0]) / p[_STEP]) - margin)
-                y1 = min(4112, math.ceil((high - p[_WAVE0]) / p[_STEP]) + margin)
+                offset = math.floor(poly5(p, LEFT, 1.0)) - 20
+                y0, y1 = _row_range(p, low, high)
                 n = _count(p, y0, y1, np.float32(low), np.float32(high), limits)
                 if n:
                     self.parts.append(_Part(ifu, ccd_slice, p, offset, y0, y1, n))
@@ -689,36 +653,29 @@ class _Geometry:
 
 
 @nb.njit(nogil=True, cache=True)
-def _u(y):  # type: ignore[no-untyped-def]
-    """Detector row scaled to -1..1."""
-    return (y - 2056.5) / 2055.5
-
-
-@nb.njit(nogil=True, cache=True, inline="always")
-def _pixel(p, x, y, left, width):  # type: ignore[no-untyped-def]
-    """Position [pix] and wavelength of a detector pixel; x on the sky runs against the detector."""
-    u = (y - 2056.5) / 2055.5
-    s = x - (left + 0.5 * width)
-    dx = np.float32(-s / width * p[_SKY_WIDTH])
-    t = s / 40.0
-    wave = p[_WAVE0] + p[_STEP] * (y - 1) + p[_QUADRATIC] * u * u + p[_SMILE] * t * t + p[_SKEW] * t
-    return np.float32(dx * p[_COS] + p[_X]), np.float32(dx * p[_SIN] + p[_Y]), np.float32(wave)
-
-
-@nb.njit(nogil=True, cache=True)
-def _edges(p, y):  # type: ignore[no-untyped-def]
-    u = (y - 2056.5) / 2055.5
-    return p[_L0] + p[_TILT] * u + p[_CURVE] * u * u, p[_WIDTH] * (1.0 + 0.004 * u)
+def _row_range(p, low, high):  # type: ignore[no-untyped-def]
+    """First and last row (none: last < first) in which a slice may have wavelengths of a range."""
+    first, last = NY + 1, 0
+    for y in range(1, NY + 1):
+        left, right = poly5(p, LEFT, y), poly5(p, RIGHT, y)
+        a, b, c = wave_row(p, WAVE, y)
+        for x in (left, 0.5 * (left + right), right):
+            wave = a + x * (b + x * c)
+            if low - 1.0 <= wave <= high + 1.0:  # the smile is less between these columns
+                first, last = min(first, y), max(last, y)
+    return first, last
 
 
 @nb.njit(nogil=True, cache=True)
 def _count(p, y0, y1, low, high, limits):  # type: ignore[no-untyped-def]
     n = 0
     for y in range(y0, y1 + 1):
-        left, width = _edges(p, y)
-        for x in range(math.ceil(left), math.floor(left + width) + 1):
-            xpos, ypos, wave = _pixel(p, x, y, left, width)
+        left, right = poly5(p, LEFT, y), poly5(p, RIGHT, y)
+        row = wave_row(p, WAVE, y)
+        for x in range(math.ceil(left), math.floor(right) + 1):
+            wave = np.float32(row[0] + x * (row[1] + x * row[2]))
             if low <= wave <= high:
+                xpos, ypos = field_position(p, x, left, right)
                 n += 1
                 limits[0], limits[1] = min(limits[0], xpos), max(limits[1], xpos)
                 limits[2], limits[3] = min(limits[2], ypos), max(limits[3], ypos)
@@ -730,11 +687,13 @@ def _count(p, y0, y1, low, high, limits):  # type: ignore[no-untyped-def]
 def _fill(p, y0, y1, low, high, offset, code, xs, ys, waves, origins):  # type: ignore[no-untyped-def]
     n = 0
     for y in range(y0, y1 + 1):
-        left, width = _edges(p, y)
-        for x in range(math.ceil(left), math.floor(left + width) + 1):
-            xpos, ypos, wave = _pixel(p, x, y, left, width)
+        left, right = poly5(p, LEFT, y), poly5(p, RIGHT, y)
+        row = wave_row(p, WAVE, y)
+        for x in range(math.ceil(left), math.floor(right) + 1):
+            wave = np.float32(row[0] + x * (row[1] + x * row[2]))
             if low <= wave <= high:
-                xs[n], ys[n], waves[n] = xpos, ypos, wave
+                xs[n], ys[n] = field_position(p, x, left, right)
+                waves[n] = wave
                 origins[n] = (x - offset) << 24 | y << 11 | code
                 n += 1
 
