@@ -407,6 +407,95 @@ def simulate_pixtables(out_dir: Path, scene: Path | None, **options: Any) -> Non
              made.offset_list, made.truth_path)  # fmt: skip
 
 
+@simulate.command("night")
+@click.argument("out_dir", metavar="OUT", type=FILE)
+@click.option("--ifus", default="1-24", show_default=True, help="IFUs, e.g. 1-24 or 1,2.")
+@click.option("--mode", default="WFM-NOAO-N", show_default=True, help="Instrument mode.")
+@click.option("--scene", type=FILE, default=None, help="A YAML scene, or a cube to observe.  [default: stars, gas]")
+@click.option("--ra", type=float, default=None, help="Target [deg].  [default: of the scene, or one that is up]")
+@click.option("--dec", type=float, default=None, help="Target [deg].")
+@click.option("--obs", "n_obs", type=click.IntRange(0), default=1, show_default=True, help="Observing blocks.")
+@click.option("--name", default="", help="Name of the blocks.")
+@click.option("--dithers", type=click.IntRange(1), default=4, show_default=True, help="Positions of a block.")
+@click.option("--dither", type=float, default=None, help="Radius of the offsets [arcsec].")
+@click.option("--rotate", type=float, default=90.0, show_default=True, help="Turn between positions [deg].")
+@click.option("--exptimes", default="600", show_default=True, help="Exposures at each position [s].")
+@click.option("--pointing-error", type=float, default=None, help="Header minus true position, one sigma [arcsec].")
+@click.option("--date", "day", default="2018-11-08", show_default=True, help="Evening of the night.")
+@click.option(
+    "--calibrations",
+    default=None,
+    metavar="TYPE=N,...",
+    help="Numbers of frames, as bias=3,arc=1,std=2; 'none' first for no others.",
+)
+@click.option("--darks", is_flag=True, help="Also 3 dark frames.")
+@click.option("--masks", is_flag=True, help="Also 60 frames of the pinhole mask.")
+@click.option("--compress", is_flag=True, help="Write .fits.fz.")
+@click.option("--images", is_flag=True, help="Also the expected rate of every pixel, without noise.")
+@click.option("--no-statics", "statics", is_flag=True, flag_value=False, default=True, help="No static calibrations.")
+@click.option("--no-truth", "truth", is_flag=True, flag_value=False, default=True, help="No files with the truth.")
+@click.option("--masters", is_flag=True, help="Also master calibrations, as from the archive.")
+@click.option(
+    "--no-associations", "associations", is_flag=True, flag_value=False, default=True,
+    help="No XML files of the archive.",
+)  # fmt: skip
+@click.option("--seed", type=int, default=1, show_default=True, help="Of noise, cosmic rays and drifts.")
+@click.option("--dry-run", is_flag=True, help="Check the request, print the plan, and stop.")
+@_running
+def simulate_night(out_dir: Path, cluster: str | None, scene: Path | None, **options: Any) -> None:
+    """Write the raw exposures of a night: calibrations, standard star, sky, science.
+
+    OUT gets raw/, static/, truth/, night.json and frames.sof.  An interrupted night goes on with the same command.
+    """
+    from .sim import load_scene
+    from .sim import simulate_night as run
+
+    options["ifus"] = _range(options["ifus"])
+    options["exptimes"] = _numbers(options["exptimes"])
+    options["calibrations"] = _counts(options["calibrations"], options.pop("darks"), options.pop("masks"))
+    options["scene"] = None if scene is None else load_scene(scene)
+    night = _run_on(cluster, run, out_dir, **options)
+    if not options["dry_run"]:
+        log.info("%s: %d exposures, listed in %s", out_dir, len(night.paths), night.folder / "frames.sof")
+
+
+def _counts(text: str | None, darks: bool, masks: bool) -> dict[str, int]:
+    """``none,bias=3`` as numbers by type."""
+    from .sim.night import COUNTS, N_MASKS
+
+    counts: dict[str, int] = {}
+    for part in (text or "").replace(" ", "").split(","):
+        tag, equals, number = part.partition("=")
+        if part in ("none", "all", ""):
+            counts |= {known: 0 for known in COUNTS if part == "none"}
+            continue
+        try:
+            counts[tag.upper()] = int(number if equals else "?")
+        except ValueError:
+            raise click.BadParameter(
+                f"{part!r}: expected a type and a number, as bias=3", param_hint="--calibrations"
+            ) from None
+    if darks:
+        counts.setdefault("DARK", 3)
+    if masks:
+        counts.setdefault("MASK", N_MASKS)
+    return counts
+
+
+@simulate.command("statics")
+@click.argument("out_dir", metavar="OUT", type=FILE)
+@click.option("--ifus", default="1-24", show_default=True, help="IFUs, e.g. 1-24 or 1,2.")
+@click.option("--mode", default="WFM-NOAO-N", show_default=True, help="Instrument mode.")
+@click.option("--no-vignetting", "vignetted", is_flag=True, flag_value=False, default=True, help="As since 2017.")
+@_overwrite
+def simulate_statics(out_dir: Path, ifus: str, **options: Any) -> None:
+    """Write a complete set of static calibrations for the reference pipeline."""
+    from .sim.night import write_all_statics
+
+    files = write_all_statics(out_dir, ifus=_range(ifus), **options)
+    log.info("wrote %d static calibrations to %s", len(files), out_dir)
+
+
 @main.command()
 @click.argument("out_dir", type=FILE, default=Path("demo"))
 @click.option("--memory-limit", default="150MB", show_default=True, help="Memory for all tasks together.")

@@ -532,22 +532,24 @@ def _fill(
 def _check_night(exposures: Sequence[ExposurePlan], day: date) -> None:
     """Targets must be up, and the night long enough."""
     end = _when_sun_is(-12, day, rising=True)
-    for plan in exposures:
-        if plan.tag not in ON_SKY or plan.tag == "SKYFLAT":
-            continue
+    dark = [plan for plan in exposures if plan.tag in ON_SKY and plan.tag != "SKYFLAT"]
+    if not dark:
+        return
+    last = _time(dark[-1].date_obs) + timedelta(seconds=dark[-1].exptime)
+    if last > end:
+        raise InputError(
+            f"night of {day}: it ends at {end:%H:%M} UTC, what is asked for takes until "
+            f"{(last - end).total_seconds() / 3600:.1f} h later; ask for fewer or shorter exposures, or spread them "
+            "over several nights"
+        )
+    for plan in dark:
         start = _time(plan.date_obs)
         stop = start + timedelta(seconds=plan.exptime)
-        if stop > end:
-            asked = (stop - end).total_seconds() / 3600
-            raise InputError(
-                f"night of {day}: it ends at {end:%H:%M} UTC, but {plan.tag} of {plan.ob.name} would end {asked:.1f} h "
-                "later at the earliest; ask for fewer or shorter exposures, or spread them over several nights"
-            )
         lowest = min(altitude(plan.ra, plan.dec, start), altitude(plan.ra, plan.dec, stop))
         if lowest < LOWEST:
             raise InputError(
                 f"{plan.ob.name}: RA {plan.ra:.4f}, DEC {plan.dec:.4f} is {lowest:.0f} deg high during the night of "
-                f"{day} ({plan.date_obs}), expected at least {LOWEST:.0f} deg; choose another date or target"
+                f"{day} ({plan.date_obs[11:16]} UTC), expected at least {LOWEST:.0f} deg; choose another date or target"
             )
 
 
@@ -982,16 +984,27 @@ def simulate_plans(
         return night
 
 
-def _write_statics(
-    folder: Path, plans: Sequence[ExposurePlan], ifus: tuple[int, ...]
-) -> dict[str, list[Path]]:
+def write_all_statics(
+    folder: str | os.PathLike[str],
+    *,
+    mode: str = "WFM-NOAO-N",
+    ifus: Iterable[int] = range(1, N_IFUS + 1),
+    vignetted: bool = True,
+    overwrite: bool = False,
+) -> dict[str, Path]:
+    """Static calibrations for everything that a night may observe; see `statics.write_statics`."""
+    fields = [astrometric_scene(name) for name, _, _ in ASTROMETRIC_FIELDS]
+    return write_statics(
+        folder, mode=check_mode(mode), ifus=check_ifus(ifus), fields=fields, vignetted=vignetted, overwrite=overwrite
+    )
+
+
+def _write_statics(folder: Path, plans: Sequence[ExposurePlan], ifus: tuple[int, ...]) -> dict[str, list[Path]]:
     """Static calibrations for all modes that occur."""
     written: dict[str, list[Path]] = {}
-    fields = [astrometric_scene(name) for name, _, _ in ASTROMETRIC_FIELDS]
-    for plan in {instrument_of(plan): plan for plan in reversed(plans)}.values():
-        instrument = instrument_of(plan)
-        files = write_statics(
-            folder, mode=plan.mode, ifus=ifus, fields=fields, vignetted=instrument.vignetted, overwrite=True
+    for instrument in dict.fromkeys(instrument_of(plan) for plan in plans):
+        files = write_all_statics(
+            folder, mode=instrument.mode.name, ifus=ifus, vignetted=instrument.vignetted, overwrite=True
         )
         for category, path in files.items():
             if path not in written.setdefault(category, []):
