@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,8 @@ from ..errors import InputError
 from .scene import Background, Galaxy, LineRegion, Nebula, Scene, Star, sky_position
 from .spectra import REFERENCE_WAVELENGTH, BlackBody, Standard, ab_from_flux, flux_from_ab, standard
 
-#: distance of the stars of an astrometric field, how far they are moved from their grid, smallest size [arcsec]
-_SPACING, _JITTER = 5.5, 1.15
+#: distance of the stars of an astrometric field and how far they are moved from their grid [arcsec]
+_SPACING, _JITTER = 5.0, 1.0
 #: grid of the table of a standard star [Angstrom]
 _TABLE = (3000.0, 11000.0, 1.0)
 
@@ -58,15 +58,15 @@ def astrometric_field(
 ) -> Scene:
     """A field of stars of known positions, for ASTROMETRY exposures.
 
-    The stars keep a distance from each other, so that none is blended, and are as dense as that allows: about
-    one in 30 square arcsec.  Any strip of 60 x 5 arcsec through the centre has at least eight.
+    The stars are 3 arcsec or more from each other, so that none is blended, and about one in 25 square arcsec.  Any
+    strip of 60 x 5 arcsec within 1 arcsec of the centre, whatever its direction, has at least eight.
 
     Parameters
     ----------
     ra, dec : float
         Centre [deg]; by default one in omega Centauri, where such exposures are taken.
     size : float
-        Side of the square [arcsec].  58 gives about 120 stars: the reference matches at most so many.
+        Side of the square [arcsec].  58 gives 117 stars: the reference matches at most 120.
     seed : int
         Of positions, magnitudes and temperatures.
     mag_range : (float, float)
@@ -81,20 +81,31 @@ def astrometric_field(
         raise InputError(f"size {size}, mag_range {mag_range}, seed {seed} found, expected size > 0, seed >= 0")
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 0xA57])))
     half = int(size / 2 / _SPACING)
-    stars = []
-    for row in range(-half, half + 1):
-        for column in range(-half, half + 1):
-            dx, dy = rng.uniform(-_JITTER, _JITTER, 2)
-            # the brightest are few, as in the sky
-            mag = mag_range[1] - (mag_range[1] - mag_range[0]) * rng.power(1.0) ** 1.5
-            temperature = float(np.round(rng.uniform(3800, 9000), -1))
-            # slanted rows: a strip along any direction crosses some
-            x, y = _SPACING * column + dx, _SPACING * row + dy
-            label = f"{name[:12]}-{len(stars) + 1:03d}"
-            stars.append(
-                Star(float(x), float(y), flux_from_ab(float(mag)), spectrum=BlackBody(temperature), name=label)
-            )
+    row, column = np.mgrid[-half : half + 1, -half : half + 1]
+    # the corners are left out: a rotated field does not see them
+    inside = (np.abs(row) + np.abs(column) < 2 * half) | (half == 0)
+    x = y = np.empty(0)
+    for _ in range(50):
+        x, y = (_SPACING * v[inside] + rng.uniform(-_JITTER, _JITTER, inside.sum()) for v in (column, row))
+        if half < 5 or _fewest(x, y) >= 8:
+            break
+    stars: list[Star] = []
+    for i in range(len(x)):
+        # the brightest are few, as in the sky
+        mag = mag_range[1] - (mag_range[1] - mag_range[0]) * float(rng.uniform()) ** 1.5
+        temperature = float(np.round(rng.uniform(3800, 9000), -1))
+        star = Star(float(x[i]), float(y[i]), flux_from_ab(mag), spectrum=BlackBody(temperature))
+        stars.append(replace(star, name=f"{name[:12]}-{i + 1:03d}"))
     return Scene(tuple(stars), (), Background(0.0), ra=float(ra) % 360, dec=float(dec), name=name)
+
+
+def _fewest(x: NDArray[np.float64], y: NDArray[np.float64]) -> int:
+    """Least number of positions in a strip of 59 x 4.8 arcsec near the centre, of any direction."""
+    angle = np.radians(np.arange(0, 180, 5))[:, None, None]
+    dx, dy = np.array([(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)]).T[:, None, :, None]
+    along = (x - dx) * np.cos(angle) + (y - dy) * np.sin(angle)
+    across = (y - dy) * np.cos(angle) - (x - dx) * np.sin(angle)
+    return int(((np.abs(along) < 29.5) & (np.abs(across) < 2.4)).sum(axis=-1).min())
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ atmosphere.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -21,13 +20,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
 from ..instrument import SPAXEL_WFM
-from ..io.cube_read import open_source
 from .spectra import REFERENCE_WAVELENGTH, BlackBody, Spectrum, Tabulated, WhiteDwarf
 
 #: speed of light [km/s]
 _C = 299792.458
-#: rows that share one list of nearby sources
-_BLOCK = 2048
+#: points that share one list of nearby sources, of the nearest of them, and of lines
+_BLOCK, _SMALL_BLOCK, _LINE_BLOCK = 2048, 16, 512
 #: the wings of the point-spread function end at so many FWHM
 _WINGS = 8.0
 #: steps of its table
@@ -38,8 +36,8 @@ _GRID0, _GRID1, _GRID_STEP = 3000.0, 11000.0, 0.5
 _CURVE_STEP = 50.0
 #: galaxies: cells of the side of the table of an image, widths of the seeing that have an image of their own
 _CELLS, _NODES = 192, 6
-#: galaxies end at so many effective radii
-_SERSIC_END = 8.0
+#: the wings of galaxies are cut off by a Gaussian of so many effective radii, and end at so many of it
+_SERSIC_END, _SERSIC_REACH = 4.0, 3.0
 #: nebulae: cells of the side of the tile that repeats itself, and its side in units of the largest structure
 _TILE, _TILE_SIZE = 384, 6.0
 #: narrowest line [Angstrom]: a narrower one would slip between the samples of the renderer
@@ -97,9 +95,9 @@ class Star:
 class Galaxy:
     """An elliptical Sersic profile, blurred by the seeing.
 
-    The profile ends at 8 effective radii.  It is a sum of Gaussians, as the point-spread function is one for
-    it: the image is within 1 % of the exact convolution where it is brighter than a thousandth of its peak,
-    and the total flux within 0.5 %.
+    The profile is multiplied by a Gaussian of standard deviation 4 effective radii, which ends it.  It is a sum
+    of Gaussians, as the point-spread function is one for it: the image is within 0.5 % of the exact convolution
+    wherever it is brighter than a thousandth of its peak, and the total flux within 0.1 %.
 
     Attributes
     ----------
@@ -436,11 +434,12 @@ class Scene:
         """Tabulated spectra and their row by what they are."""
         wave = np.arange(_GRID0, _GRID1 + _GRID_STEP, _GRID_STEP)
         found: dict[Spectrum, int] = {}
-        rows = []
-        for source in (*self.stars, *self.galaxies):
-            if source.spectrum is not None and source.spectrum not in found:
-                found[source.spectrum] = len(rows)
-                row = source.spectrum(wave)
+        rows: list[NDArray[np.float64]] = []
+        spectra = [s.spectrum for s in self.stars] + [g.spectrum for g in self.galaxies]
+        for spectrum in spectra:
+            if spectrum is not None and spectrum not in found:
+                found[spectrum] = len(rows)
+                row = spectrum(wave)
                 if self.lsf_sigma > 0:
                     from scipy.ndimage import gaussian_filter1d
 
@@ -471,7 +470,7 @@ class Scene:
         images = np.zeros((len(self.galaxies), len(self._nodes), _CELLS, _CELLS), np.float32)
         core = 0.5 * float(self._nodes[0])
         for i, g in enumerate(self.galaxies):
-            reach = _SERSIC_END * g.radius + 4 * float(self._nodes[-1])
+            reach = _SERSIC_REACH * _SERSIC_END * g.radius + 4 * float(self._nodes[-1])
             steps = (_CELLS - 2) / math.asinh(reach / core)
             for image, fwhm in zip(images[i], self._nodes, strict=True):
                 image[:] = _galaxy_image(g.radius, g.sersic, g.axis_ratio, float(fwhm), self.beta, core, steps)
@@ -564,15 +563,36 @@ class Scene:
         ndarray of float32, the broadcast shape
             [1e-20 erg/s/cm2/Angstrom].  A value depends on its own position and wavelength only.
         """
-        x, y, w, shape = _flat(dra_arcsec, ddec_arcsec, wave)
-        out = np.empty(x.size, np.float32)
+        x, y, w, shape = flat_arrays(dra_arcsec, ddec_arcsec, wave)
+        out = np.zeros(x.size, np.float64)
+        self.add_continuum(x, y, w, out)
+        self.add_lines(x, y, w, out)
+        return out.astype(np.float32).reshape(shape)
+
+    def add_continuum(
+        self,
+        dra: NDArray[np.float64],
+        ddec: NDArray[np.float64],
+        wave: NDArray[np.float64],
+        out: NDArray[np.float64],
+    ) -> None:
+        """Add background, stars and galaxies to `out`; all arrays have shape (n,)."""
         b = self.background
         plane = np.array([b.level, b.gradient_ra, b.gradient_dec, b.slope], np.float64)
-        _evaluate(
-            x, y, w, self._curve, self._profile, self._spectra[1], self._star_table, *self._galaxy_table,
-            self._line_table, *self._nebula_table, plane, out,
+        _continuum(
+            dra, ddec, wave, self._curve, self._profile, self._spectra[1], self._star_table, *self._galaxy_table,
+            plane, out,
         )  # fmt: skip
-        return out.reshape(shape)
+
+    def add_lines(
+        self,
+        dra: NDArray[np.float64],
+        ddec: NDArray[np.float64],
+        wave: NDArray[np.float64],
+        out: NDArray[np.float64],
+    ) -> None:
+        """Add emission lines to `out`; all arrays have shape (n,)."""
+        _lines(dra, ddec, wave, self._line_table, *self._nebula_table, out)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -616,24 +636,29 @@ def _gaussians(
 def _psf_gaussians(beta: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Widths and fluxes for the Moffat profile of FWHM 1."""
     u = np.linspace(0.005, _WINGS, 800)
-    sigma = np.geomspace(0.15, _WINGS / 2, 14)
-    flux = _gaussians(u, _moffat(u, beta), sigma, 1e-5)
+    sigma = np.geomspace(0.25, 0.4 * _WINGS, 16)
+    flux = _gaussians(u, _moffat(u, beta), sigma, 1e-4)
     return sigma[flux > 0], flux[flux > 0]
 
 
 @lru_cache(maxsize=64)
 def _sersic_gaussians(index: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Widths and fluxes for the Sersic profile of effective radius 1, cut off at 8."""
+    """Widths and fluxes for the Sersic profile of effective radius 1, times the Gaussian that ends it."""
     from scipy.special import gammaincinv
 
     if index == 0.5:
-        return np.array([1 / math.sqrt(2 * math.log(2))]), np.ones(1)
-    b = float(gammaincinv(2 * index, 0.5))
-    r = np.geomspace(2e-3, 1.3 * _SERSIC_END, 700)
-    profile = np.exp(-b * r ** (1 / index)) / (1 + (r / _SERSIC_END) ** 24)
-    sigma = np.geomspace(2e-3, 0.6 * _SERSIC_END, 22)
-    flux = _gaussians(r, profile, sigma, 1e-7)
-    return sigma[flux > 0], flux[flux > 0]
+        sigma, flux = np.array([1 / math.sqrt(2 * math.log(2))]), np.ones(1)
+    else:
+        b = float(gammaincinv(2 * index, 0.5))
+        # from where a hundredth of the flux is inside to where the Gaussian has ended it
+        r = np.geomspace(2e-3, 4 * _SERSIC_END, 600)
+        sigma = np.geomspace(1e-3, 4 * _SERSIC_END, 30)
+        flux = _gaussians(r, np.exp(-b * r ** (1 / index)), sigma, 1e-12)
+        sigma, flux = sigma[flux > 0], flux[flux > 0]
+    # the product of two Gaussians is one
+    narrow = 1 / np.hypot(1 / sigma, 1 / _SERSIC_END)
+    flux = flux * (narrow / sigma) ** 2
+    return narrow, flux / flux.sum()
 
 
 def _galaxy_image(
@@ -751,147 +776,6 @@ def default_scene(
     return Scene(tuple(stars), tuple(lines), background, fwhm, 2.8, spaxel_area)
 
 
-@dataclass(frozen=True)
-class CubeScene:
-    """A real cube as the sky, interpolated linearly in all three axes.
-
-    It is pickled as the path of its file if it has one.
-
-    Attributes
-    ----------
-    data : ndarray, shape (n_wave, n_y, n_x), float32
-        Flux density per spaxel; no NaN.
-    ra, dec : float
-        Sky position of the centre of the cube, which is the origin of the scene [deg].
-    to_pixel : tuple of float
-        ``(a, b, c, d)``: offsets [arcsec] to offsets from the central pixel,
-        ``x = a * dra + b * ddec``, ``y = c * dra + d * ddec``.
-    wave0, wave_step : float
-        Wavelength of the first plane and step [Angstrom].
-    outside : {"mirror", "zero"}
-        What lies beyond the edges of the field: the cube reflected again and again, or nothing.
-        Beyond the wavelength range the first and last planes go on.
-    source : str
-        Path of the cube.
-    scale : float
-        Factor of the data.
-    """
-
-    data: NDArray[np.float32] = field(repr=False, compare=False)
-    ra: float
-    dec: float
-    to_pixel: tuple[float, float, float, float]
-    wave0: float
-    wave_step: float
-    outside: Literal["mirror", "zero"] = "mirror"
-    source: str = ""
-    scale: float = 1.0
-
-    @classmethod
-    def from_cube(
-        cls,
-        path: str | os.PathLike[str],
-        *,
-        outside: Literal["mirror", "zero"] = "mirror",
-        ra: float | None = None,
-        dec: float | None = None,
-    ) -> CubeScene:
-        """Read a cube in FITS (extension ``DATA``) or Zarr with a linear wavelength axis in air.
-
-        Parameters
-        ----------
-        path : path-like
-        outside : {"mirror", "zero"}
-            See the attribute.
-        ra, dec : float, optional
-            Where the centre of the cube is put [deg]; default: where it is.
-
-        Returns
-        -------
-        CubeScene
-
-        Raises
-        ------
-        InputError
-            If it is not such a cube.
-        """
-        if outside not in ("mirror", "zero"):
-            raise InputError(f"outside: {outside!r} found, expected mirror or zero")
-        source = open_source(path)
-        header, wave = source.data, source.wavelength
-        ctypes = tuple(str(header.get(f"CTYPE{i}", "")).strip() for i in (1, 2))
-        if ctypes != ("RA---TAN", "DEC--TAN") or source.ctype != "AWAV":
-            raise InputError(
-                f"{path}: CTYPE {', '.join(ctypes)}, {source.ctype} found, expected RA---TAN, DEC--TAN, AWAV"
-            )
-        n_wave, ny, nx = source.shape
-        data = np.asarray(source.read("flux", (slice(0, n_wave), slice(0, ny), slice(0, nx))), np.float32)
-        np.nan_to_num(data, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
-        try:
-            crpix, crval = ([float(header[f"{key}{i}"]) for i in (1, 2)] for key in ("CRPIX", "CRVAL"))
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path}: CRPIXi and CRVALi must be numbers: {error}") from error
-        cd = np.array([[header.get(f"CD{i}_{j}", 0.0) for j in (1, 2)] for i in (1, 2)], np.float64)
-        if abs(np.linalg.det(cd)) == 0:
-            raise InputError(f"{path}: the matrix CDi_j is missing or singular")
-        xi, eta = np.radians(cd @ np.array([(nx + 1) / 2 - crpix[0], (ny + 1) / 2 - crpix[1]]))
-        centre = _deproject(float(xi), float(eta), *crval)
-        inverse = np.linalg.inv(cd * 3600)
-        return cls(
-            data,
-            centre[0] if ra is None else float(ra),
-            centre[1] if dec is None else float(dec),
-            (float(inverse[0, 0]), float(inverse[0, 1]), float(inverse[1, 0]), float(inverse[1, 1])),
-            float(wave[0]),
-            float(wave[1] - wave[0]) if n_wave > 1 else 1.25,
-            outside,
-            str(path),
-        )
-
-    @property
-    def spaxel_area(self) -> float:
-        """Solid angle of a spaxel of the cube [arcsec2]."""
-        a, b, c, d = self.to_pixel
-        return 1 / abs(a * d - b * c)
-
-    @property
-    def reach(self) -> float:
-        """Distance of the corners of the cube from its centre [arcsec]."""
-        a, b, c, d = self.to_pixel
-        inverse = np.linalg.inv([[a, b], [c, d]])
-        _, ny, nx = self.data.shape
-        corners = inverse @ (0.5 * np.array([[nx, nx], [ny, -ny]]))
-        return float(np.hypot(*corners).max())
-
-    def observed(self, *, spaxel_area: float) -> CubeScene:
-        """The same sky seen by spaxels of another size; its seeing and line widths are what they are."""
-        return replace(self, scale=spaxel_area / self.spaxel_area)
-
-    def surface_brightness(
-        self, dra_arcsec: ArrayLike, ddec_arcsec: ArrayLike, wave: ArrayLike
-    ) -> NDArray[np.float32]:
-        """Flux density per spaxel; see `Scene.surface_brightness`."""
-        x, y, w, shape = _flat(dra_arcsec, ddec_arcsec, wave)
-        out = np.empty(x.size, np.float32)
-        matrix = np.array(self.to_pixel, np.float64)
-        _interpolate(
-            x, y, w, self.data, matrix, self.wave0, self.wave_step, self.outside == "mirror", self.scale, out
-        )
-        return out.reshape(shape)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON: the path, not the pixels."""
-        return {
-            "kind": "cube", "source": self.source, "outside": self.outside, "ra": self.ra, "dec": self.dec,
-            "scale": self.scale,
-        }  # fmt: skip
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        if self.source:
-            return scene_from_dict, (self.to_dict(),)
-        return type(self), tuple(getattr(self, name) for name in self.__dataclass_fields__)
-
-
 def scene_from_dict(data: Mapping[str, Any]) -> SceneLike:
     """Make a scene from `SceneLike.to_dict` or the contents of a scene file.
 
@@ -919,10 +803,10 @@ def standard_coordinates(
 
 def sky_position(dra: float, ddec: float, ra0: float, dec0: float) -> tuple[float, float]:
     """RA and DEC [deg] of offsets [arcsec]: the inverse of `standard_coordinates`."""
-    return _deproject(math.radians(dra / 3600), math.radians(ddec / 3600), ra0, dec0)
+    return deproject(math.radians(dra / 3600), math.radians(ddec / 3600), ra0, dec0)
 
 
-def _deproject(xi: float, eta: float, ra0: float, dec0: float) -> tuple[float, float]:
+def deproject(xi: float, eta: float, ra0: float, dec0: float) -> tuple[float, float]:
     """Inverse gnomonic projection of offsets [rad] from a centre [deg]."""
     d0 = math.radians(dec0)
     side = math.cos(d0) - eta * math.sin(d0)
@@ -930,9 +814,10 @@ def _deproject(xi: float, eta: float, ra0: float, dec0: float) -> tuple[float, f
     return (ra0 + math.degrees(math.atan2(xi, side))) % 360, math.degrees(dec)
 
 
-def _flat(
+def flat_arrays(
     dra: ArrayLike, ddec: ArrayLike, wave: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], tuple[int, ...]]:
+    """Arguments of `SceneLike.surface_brightness` as flat arrays of float64, and their broadcast shape."""
     arrays = [np.asarray(v, np.float64) for v in (dra, ddec, wave)]
     shape = np.broadcast_shapes(*(a.shape for a in arrays))
     x, y, w = (
@@ -942,145 +827,181 @@ def _flat(
 
 
 @nb.njit(nogil=True, cache=True, error_model="numpy")
-def _evaluate(  # type: ignore[no-untyped-def]
-    dra, ddec, wave, curve, profile, spectra, stars, galaxies, images, lines, nebulae, nebula_lines, tiles, plane, out
+def _limits(values, first, last):  # type: ignore[no-untyped-def]
+    low, high = values[first], values[first]
+    for i in range(first + 1, last):
+        low, high = min(low, values[i]), max(high, values[i])
+    return low, high
+
+
+@nb.njit(nogil=True, cache=True, error_model="numpy")
+def _near(table, chosen, n, x0, x1, y0, y1, reach, column, found):  # type: ignore[no-untyped-def]
+    """Those of the first `n` chosen sources that reach a rectangle; `reach` is added to that in a column."""
+    m = 0
+    for j in range(n):
+        k = chosen[j]
+        r = reach if column < 0 else table[k, column]
+        if x0 - r <= table[k, 0] <= x1 + r and y0 - r <= table[k, 1] <= y1 + r:
+            found[m] = k
+            m += 1
+    return m
+
+
+@nb.njit(nogil=True, cache=True, error_model="numpy")
+def _continuum(  # type: ignore[no-untyped-def]
+    dra, ddec, wave, curve, profile, spectra, stars, galaxies, images, plane, out
 ):
-    near_stars = np.empty(len(stars), np.int64)
-    near_galaxies = np.empty(len(galaxies), np.int64)
-    near_lines = np.empty(len(lines), np.int64)
-    near_nebular = np.empty(len(nebula_lines), np.int64)
+    """Add background, stars and galaxies."""
+    all_stars, all_galaxies = np.arange(len(stars)), np.arange(len(galaxies))
+    block_stars, near_stars = np.empty(len(stars), np.int64), np.empty(len(stars), np.int64)
+    block_galaxies, near_galaxies = np.empty(len(galaxies), np.int64), np.empty(len(galaxies), np.int64)
     wings = _WINGS / curve[:, 0].min()
     nodes = images.shape[1]
+    n_spectra = spectra.shape[1]
+    sources = len(stars) + len(galaxies)
     for first in range(0, dra.size, _BLOCK):
         last = min(dra.size, first + _BLOCK)
         # Which sources can reach this block at all?  This saves time only: each row tests again.
-        x0, x1, y0, y1, w0, w1 = np.inf, -np.inf, np.inf, -np.inf, np.inf, -np.inf
-        for i in range(first, last):
-            x0, x1 = min(x0, dra[i]), max(x1, dra[i])
-            y0, y1 = min(y0, ddec[i]), max(y1, ddec[i])
-            w0, w1 = min(w0, wave[i]), max(w1, wave[i])
-        n_stars = 0
-        for k in range(len(stars)):
-            s = stars[k]
-            if x0 - wings <= s[0] <= x1 + wings and y0 - wings <= s[1] <= y1 + wings:
-                near_stars[n_stars] = k
-                n_stars += 1
-        n_galaxies = 0
-        for k in range(len(galaxies)):
-            s = galaxies[k]
-            if x0 - s[4] <= s[0] <= x1 + s[4] and y0 - s[4] <= s[1] <= y1 + s[4]:
-                near_galaxies[n_galaxies] = k
-                n_galaxies += 1
+        n_block = m_block = 0
+        if sources:
+            x0, x1 = _limits(dra, first, last)
+            y0, y1 = _limits(ddec, first, last)
+            n_block = _near(stars, all_stars, len(stars), x0, x1, y0, y1, wings, -1, block_stars)
+            m_block = _near(galaxies, all_galaxies, len(galaxies), x0, x1, y0, y1, 0.0, 4, block_galaxies)
+        for start in range(first, last, _SMALL_BLOCK):
+            stop = min(last, start + _SMALL_BLOCK)
+            n_stars = n_galaxies = 0
+            if n_block + m_block:
+                x0, x1 = _limits(dra, start, stop)
+                y0, y1 = _limits(ddec, start, stop)
+                n_stars = _near(stars, block_stars, n_block, x0, x1, y0, y1, wings, -1, near_stars)
+                n_galaxies = _near(galaxies, block_galaxies, m_block, x0, x1, y0, y1, 0.0, 4, near_galaxies)
+            if n_stars + n_galaxies == 0 and plane[3] == 0.0:
+                for i in range(start, stop):
+                    out[i] += plane[0] + plane[1] * dra[i] + plane[2] * ddec[i]
+                continue
+            for i in range(start, stop):
+                x, y, w = dra[i], ddec[i], wave[i]
+                log_w = math.log(w / REFERENCE_WAVELENGTH)
+                total = plane[0] + plane[1] * x + plane[2] * y
+                if plane[3] != 0.0:
+                    total *= math.exp(plane[3] * log_w)
+                if n_stars + n_galaxies == 0:
+                    out[i] += total
+                    continue
+                t = min(max((w - _GRID0) / _CURVE_STEP, 0.0), len(curve) - 1.0)
+                k = min(int(t), len(curve) - 2)
+                inverse = curve[k, 0] + (t - k) * (curve[k + 1, 0] - curve[k, 0])
+                node = curve[k, 1] + (t - k) * (curve[k + 1, 1] - curve[k, 1])
+                t = min(max((w - _GRID0) / _GRID_STEP, 0.0), n_spectra - 2.0)
+                bin = int(t)
+                part = t - bin
+                scale = inverse * (_PROFILE / _WINGS)
+                for j in range(n_stars):
+                    n = near_stars[j]
+                    u = math.sqrt((x - stars[n, 0]) ** 2 + (y - stars[n, 1]) ** 2) * scale
+                    if u >= _PROFILE:
+                        continue
+                    k = int(u)
+                    value = stars[n, 2] * inverse * inverse * (profile[k] + (u - k) * (profile[k + 1] - profile[k]))
+                    if stars[n, 3] != 0.0:
+                        value *= math.exp(stars[n, 3] * log_w)
+                    if stars[n, 7] >= 0.0:
+                        row = int(stars[n, 7])
+                        value *= spectra[row, bin] + part * (spectra[row, bin + 1] - spectra[row, bin])
+                    if stars[n, 6] != 0.0:
+                        v = (w - stars[n, 4]) / stars[n, 5]
+                        if abs(v) < 8.0:
+                            value *= 1.0 - stars[n, 6] * math.exp(-0.5 * v * v)
+                    total += value
+                for j in range(n_galaxies):
+                    g = near_galaxies[j]
+                    dx, dy = x - galaxies[g, 0], y - galaxies[g, 1]
+                    if dx * dx + dy * dy >= galaxies[g, 4] * galaxies[g, 4]:
+                        continue
+                    major = _stretch(abs(dx * galaxies[g, 2] + dy * galaxies[g, 3]), galaxies[g, 5]) * galaxies[g, 6]
+                    minor = _stretch(abs(dx * galaxies[g, 3] - dy * galaxies[g, 2]), galaxies[g, 5]) * galaxies[g, 6]
+                    if nodes > 1:
+                        t = min(max(node, 0.0), nodes - 1.0)
+                        k = min(int(t), nodes - 2)
+                        value = _quadrant(images, g, k, major, minor) * (k + 1 - t)
+                        value += _quadrant(images, g, k + 1, major, minor) * (t - k)
+                    else:
+                        value = _quadrant(images, g, 0, major, minor)
+                    value *= galaxies[g, 7]
+                    if galaxies[g, 8] != 0.0:
+                        value *= math.exp(galaxies[g, 8] * log_w)
+                    if galaxies[g, 9] >= 0.0:
+                        row = int(galaxies[g, 9])
+                        value *= spectra[row, bin] + part * (spectra[row, bin + 1] - spectra[row, bin])
+                    total += value
+                out[i] += total
+
+
+@nb.njit(nogil=True, cache=True, error_model="numpy")
+def _lines(dra, ddec, wave, lines, nebulae, nebula_lines, tiles, out):  # type: ignore[no-untyped-def]
+    """Add emission lines."""
+    near_lines = np.empty(len(lines), np.int64)
+    near_nebular = np.empty(len(nebula_lines), np.int64)
+    if len(lines) + len(nebula_lines) == 0:
+        return
+    for first in range(0, dra.size, _LINE_BLOCK):
+        last = min(dra.size, first + _LINE_BLOCK)
+        w0, w1 = _limits(wave, first, last)
+        x0 = x1 = y0 = y1 = np.nan
         n_lines = 0
         for k in range(len(lines)):
             s = lines[k]
-            if (
-                w0 - s[11] <= s[6] <= w1 + s[11]
-                and x0 - s[10] <= s[0] <= x1 + s[10]
-                and y0 - s[10] <= s[1] <= y1 + s[10]
-            ):
-                near_lines[n_lines] = k
-                n_lines += 1
+            if w0 - s[11] <= s[6] <= w1 + s[11]:
+                if x0 != x0:
+                    x0, x1 = _limits(dra, first, last)
+                    y0, y1 = _limits(ddec, first, last)
+                if x0 - s[10] <= s[0] <= x1 + s[10] and y0 - s[10] <= s[1] <= y1 + s[10]:
+                    near_lines[n_lines] = k
+                    n_lines += 1
         n_nebular = 0
         for k in range(len(nebula_lines)):
             s = nebula_lines[k]
             if w0 - s[5] <= s[1] <= w1 + s[5]:
                 near_nebular[n_nebular] = k
                 n_nebular += 1
+        if n_lines + n_nebular == 0:
+            continue
         for i in range(first, last):
             x, y, w = dra[i], ddec[i], wave[i]
-            log_w = math.log(w / REFERENCE_WAVELENGTH)
-            total = plane[0] + plane[1] * x + plane[2] * y
-            if plane[3] != 0.0:
-                total *= math.exp(plane[3] * log_w)
-            inverse = 0.0  # 1/FWHM, when a source needs it
-            for j in range(n_stars):
-                s = stars[near_stars[j]]
-                r2 = (x - s[0]) ** 2 + (y - s[1]) ** 2
-                if r2 >= wings * wings:
-                    continue
-                if inverse == 0.0:
-                    inverse = _step_of(curve, 0, (w - _GRID0) / _CURVE_STEP)
-                u = math.sqrt(r2) * inverse * (_PROFILE / _WINGS)
-                k = int(u)
-                if k >= _PROFILE:
-                    continue
-                value = s[2] * inverse * inverse * (profile[k] + (u - k) * (profile[k + 1] - profile[k]))
-                value *= _colour(s[3], log_w, s[7], spectra, w)
-                if s[6] != 0.0:
-                    v = (w - s[4]) / s[5]
-                    if abs(v) < 8.0:
-                        value *= 1.0 - s[6] * math.exp(-0.5 * v * v)
-                total += value
-            for j in range(n_galaxies):
-                g = near_galaxies[j]
-                s = galaxies[g]
-                dx, dy = x - s[0], y - s[1]
-                r2 = dx * dx + dy * dy
-                if r2 >= s[4] * s[4]:
-                    continue
-                major = _stretch(abs(dx * s[2] + dy * s[3]), s[5]) * s[6]
-                minor = _stretch(abs(dx * s[3] - dy * s[2]), s[5]) * s[6]
-                value = 0.0
-                if nodes > 1:
-                    t = min(max(_step_of(curve, 1, (w - _GRID0) / _CURVE_STEP), 0.0), nodes - 1.0)
-                    k = min(int(t), nodes - 2)
-                    value = _quadrant(images[g, k], major, minor) * (k + 1 - t)
-                    value += _quadrant(images[g, k + 1], major, minor) * (t - k)
-                else:
-                    value = _quadrant(images[g, 0], major, minor)
-                total += value * s[7] * _colour(s[8], log_w, s[9], spectra, w)
+            total = 0.0
             for j in range(n_lines):
-                s = lines[near_lines[j]]
-                if abs(w - s[6]) > s[11]:
+                m = near_lines[j]
+                if abs(w - lines[m, 6]) > lines[m, 11]:
                     continue
-                dx, dy = x - s[0], y - s[1]
-                r = math.sqrt(dx * dx + dy * dy)
-                if r > s[10]:
+                dx, dy = x - lines[m, 0], y - lines[m, 1]
+                r2 = dx * dx + dy * dy
+                if r2 > lines[m, 10] * lines[m, 10]:
                     continue
-                u = (w - s[6] * (1.0 + s[8] * dx + s[9] * dy)) / s[7]
-                if s[4] > 0.5:
-                    t = (r - s[2]) / s[3]
+                u = (w - lines[m, 6] * (1.0 + lines[m, 8] * dx + lines[m, 9] * dy)) / lines[m, 7]
+                if lines[m, 4] > 0.5:
+                    t = (math.sqrt(r2) - lines[m, 2]) / lines[m, 3]
+                    t2 = t * t
                 else:
-                    t = r / s[2]
-                total += s[5] * math.exp(-0.5 * (t * t + u * u))
+                    t2 = r2 / (lines[m, 2] * lines[m, 2])
+                total += lines[m, 5] * math.exp(-0.5 * (t2 + u * u))
             here = -1  # nebula whose structure is known at this point
             bright, velocity = 0.0, 0.0
             for j in range(n_nebular):
-                s = nebula_lines[near_nebular[j]]
-                if abs(w - s[1]) > s[5]:
+                m = near_nebular[j]
+                if abs(w - nebula_lines[m, 1]) > nebula_lines[m, 5]:
                     continue
-                k = int(s[0])
+                k = int(nebula_lines[m, 0])
                 if k != here:
-                    n = nebulae[k]
-                    bright = n[1] * _tile(tiles[k, 0], x * n[0], y * n[0])
-                    velocity = n[3] * x + n[4] * y + n[5] * _tile(tiles[k, 1], x * n[0], y * n[0])
-                    velocity = min(max(velocity, -n[6]), n[6])
+                    u, v = x * nebulae[k, 0], y * nebulae[k, 0]
+                    bright = nebulae[k, 1] * _tile(tiles, k, 0, u, v)
+                    velocity = nebulae[k, 3] * x + nebulae[k, 4] * y + nebulae[k, 5] * _tile(tiles, k, 1, u, v)
+                    velocity = min(max(velocity, -nebulae[k, 6]), nebulae[k, 6])
                     here = k
-                u = (w - s[1] * (1.0 + velocity)) / s[2]
+                u = (w - nebula_lines[m, 1] * (1.0 + velocity)) / nebula_lines[m, 2]
                 if abs(u) < 6.0:
-                    total += s[3] * math.exp(s[4] * bright - 0.5 * u * u)
-            out[i] = total
-
-
-@nb.njit(nogil=True, cache=True, inline="always")
-def _step_of(table, column, t):  # type: ignore[no-untyped-def]
-    """Linear interpolation in a column at a fractional row, constant beyond its ends."""
-    t = min(max(t, 0.0), len(table) - 1.0)
-    k = min(int(t), len(table) - 2)
-    return table[k, column] + (t - k) * (table[k + 1, column] - table[k, column])
-
-
-@nb.njit(nogil=True, cache=True, inline="always")
-def _colour(slope, log_w, row, spectra, w):  # type: ignore[no-untyped-def]
-    """Spectrum of a source: power law times tabulated spectrum."""
-    value = math.exp(slope * log_w) if slope != 0.0 else 1.0
-    if row >= 0.0:
-        table = spectra[int(row)]
-        t = min(max((w - _GRID0) / _GRID_STEP, 0.0), len(table) - 2.0)
-        k = int(t)
-        value *= table[k] + (t - k) * (table[k + 1] - table[k])
-    return value
+                    total += nebula_lines[m, 3] * math.exp(nebula_lines[m, 4] * bright - 0.5 * u * u)
+            out[i] += total
 
 
 @nb.njit(nogil=True, cache=True, inline="always")
@@ -1091,57 +1012,23 @@ def _stretch(x, core):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(nogil=True, cache=True, inline="always")
-def _quadrant(image, u, v):  # type: ignore[no-untyped-def]
+def _quadrant(images, g, k, u, v):  # type: ignore[no-untyped-def]
     """Bilinear interpolation; nothing beyond the table."""
     j, i = int(u), int(v)
     if j >= _CELLS - 1 or i >= _CELLS - 1:
         return 0.0
     a, b = u - j, v - i
-    return (1 - a) * ((1 - b) * image[j, i] + b * image[j, i + 1]) + a * (
-        (1 - b) * image[j + 1, i] + b * image[j + 1, i + 1]
+    return (1 - a) * ((1 - b) * images[g, k, j, i] + b * images[g, k, j, i + 1]) + a * (
+        (1 - b) * images[g, k, j + 1, i] + b * images[g, k, j + 1, i + 1]
     )
 
 
 @nb.njit(nogil=True, cache=True, inline="always")
-def _tile(tile, u, v):  # type: ignore[no-untyped-def]
+def _tile(tiles, k, m, u, v):  # type: ignore[no-untyped-def]
     """Bilinear interpolation in a periodic field."""
     j, i = math.floor(v), math.floor(u)
     a, b = v - j, u - i
     j0, i0 = j % _TILE, i % _TILE
     j1, i1 = (j0 + 1) % _TILE, (i0 + 1) % _TILE
-    return (1 - a) * ((1 - b) * tile[j0, i0] + b * tile[j0, i1]) + a * ((1 - b) * tile[j1, i0] + b * tile[j1, i1])
-
-
-@nb.njit(nogil=True, cache=True, error_model="numpy")
-def _interpolate(  # type: ignore[no-untyped-def]
-    dra, ddec, wave, data, matrix, wave0, step, mirror, scale, out
-):
-    nz, ny, nx = data.shape
-    for i in range(dra.size):
-        x = matrix[0] * dra[i] + matrix[1] * ddec[i] + 0.5 * (nx - 1)
-        y = matrix[2] * dra[i] + matrix[3] * ddec[i] + 0.5 * (ny - 1)
-        if mirror:
-            x, y = _reflect(x, nx), _reflect(y, ny)
-        elif x < 0.0 or y < 0.0 or x > nx - 1.0 or y > ny - 1.0:
-            out[i] = 0.0
-            continue
-        z = min(max((wave[i] - wave0) / step, 0.0), nz - 1.0)
-        kx, ky, kz = min(int(x), max(nx - 2, 0)), min(int(y), max(ny - 2, 0)), min(int(z), max(nz - 2, 0))
-        fx, fy, fz = x - kx, y - ky, z - kz
-        mx, my, mz = min(kx + 1, nx - 1), min(ky + 1, ny - 1), min(kz + 1, nz - 1)
-        low = (1 - fy) * ((1 - fx) * data[kz, ky, kx] + fx * data[kz, ky, mx]) + fy * (
-            (1 - fx) * data[kz, my, kx] + fx * data[kz, my, mx]
-        )
-        high = (1 - fy) * ((1 - fx) * data[mz, ky, kx] + fx * data[mz, ky, mx]) + fy * (
-            (1 - fx) * data[mz, my, kx] + fx * data[mz, my, mx]
-        )
-        out[i] = ((1 - fz) * low + fz * high) * scale
-
-
-@nb.njit(nogil=True, cache=True, inline="always")
-def _reflect(x, n):  # type: ignore[no-untyped-def]
-    if n < 2:
-        return 0.0
-    period = 2.0 * (n - 1)
-    x = abs(x) % period
-    return period - x if x > n - 1 else x
+    low = (1 - b) * tiles[k, m, j0, i0] + b * tiles[k, m, j0, i1]
+    return (1 - a) * low + a * ((1 - b) * tiles[k, m, j1, i0] + b * tiles[k, m, j1, i1])

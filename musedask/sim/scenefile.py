@@ -15,10 +15,10 @@ import numpy as np
 
 from ..errors import InputError
 from ..io.files import atomic_path
+from .cubescene import CubeScene
 from .fields import astrometric_field, nebula_field, standard_star
 from .scene import (
     Background,
-    CubeScene,
     Galaxy,
     LineRegion,
     Nebula,

@@ -16,7 +16,7 @@ that corrects the sky like the object, as the reference does, finds it brighter 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numba as nb
@@ -25,13 +25,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
 from . import atmosphere
+from .cubescene import CubeScene
 from .plan import ExposurePlan
-from .scene import CubeScene, Scene, SceneLike, standard_coordinates
+from .scene import Scene, SceneLike
 
 if TYPE_CHECKING:
-    from astropy.io import fits
-    from astropy.wcs import WCS
-
     from .optics import Instrument
 
 #: wavelength at which positions are right without a correction [Angstrom]
@@ -142,15 +140,17 @@ class SkyLight:
         self._table = np.ascontiguousarray(
             np.column_stack([sensitivity * transmission, sensitivity * sky_flux, shift])
         )
-        self._projection = np.array([*cd.ravel(), x0, y0, *rotation.ravel(), self.doppler])
+        self._projection = np.array([*cd.ravel(), x0, y0, *rotation.ravel()])
 
         tables = [atmosphere.sky_lines(plan)] if sky else []
         if sky and self.mode.notch is not None:
             tables.append(atmosphere.raman_lines())
-        columns = [np.concatenate([np.asarray(t[c], np.float64) for t in tables] or [[]]) for c in ("wave", "flux")]
-        order = np.argsort(columns[0], kind="stable")
-        self.line_waves = columns[0][order]
-        self.line_rates = columns[1][order] * area * instrument.sensitivity(self.line_waves)
+        none = [np.empty(0)]
+        line_waves = np.concatenate(none + [np.asarray(t["wave"], np.float64) for t in tables])
+        line_flux = np.concatenate(none + [np.asarray(t["flux"], np.float64) for t in tables])
+        order = np.argsort(line_waves, kind="stable")
+        self.line_waves = line_waves[order]
+        self.line_rates = line_flux[order] * area * instrument.sensitivity(self.line_waves)
 
     def transmission(self, wave: ArrayLike) -> NDArray[np.float64]:
         """Fraction of the scene's light that reaches the telescope."""
@@ -177,25 +177,53 @@ class SkyLight:
             [e-/s/Angstrom/spaxel], before the relative throughput of the slice.
         """
         shape = np.broadcast_shapes(np.shape(x), np.shape(y), np.shape(wave))
-        out = np.empty(shape or (1,), np.float32)
-        xb, yb, wb = (np.broadcast_to(np.asarray(v), out.shape) for v in (x, y, wave))
-        # the first axis may count points within a pixel, and be short
-        planes = zip(xb, yb, wb, out, strict=True) if xb.ndim > 2 else [(xb, yb, wb, out)]
-        for px, py, pw, target in planes:
-            # arrays of this size stay in the cache
-            step = max(1, _CHUNK // max(1, int(np.prod(px.shape[1:]))))
-            for first in range(0, len(px), step):
-                part = slice(first, first + step)
-                w, values = pw[part].astype(np.float64).reshape(-1), target[part].reshape(-1)
-                if self.scene is None:
-                    _sky_only(w, self._table, values)
-                    continue
-                east, north = px[part].astype(np.float64).reshape(-1), py[part].astype(np.float64).reshape(-1)
-                emitted = np.empty(w.size)
-                _to_sky(east, north, w, self._table, self._projection, emitted)
-                flux = self.scene.surface_brightness(east, north, emitted)
-                _detected(flux, w, self._table, values)
+        # the first axis may count points within a pixel
+        full = shape if len(shape) > 2 else (1,) * (3 - len(shape)) + shape
+        out = np.empty(full, np.float32)
+        w = np.broadcast_to(np.asarray(wave), full)
+        if self.scene is None:
+            _sky_only(np.ascontiguousarray(w, np.float64).reshape(-1), self._table, out.reshape(-1))
+            return out.reshape(shape)
+        xs, ys = np.asarray(x), np.asarray(y)
+        together = max(xs.ndim, ys.ndim) <= 2 < len(shape)
+        xb, yb = np.broadcast_to(xs, full), np.broadcast_to(ys, full)
+        # arrays of this size stay in the cache
+        step = max(1, _CHUNK // max(1, int(np.prod(full[2:]))))
+        for first in range(0, full[1], step):
+            part = slice(first, first + step)
+            if together:
+                self._add(xb[0, part], yb[0, part], w[:, part], out[:, part])
+            else:
+                for k in range(full[0]):
+                    self._add(xb[k, part], yb[k, part], w[k : k + 1, part], out[k : k + 1, part])
         return out.reshape(shape)
+
+    def _add(
+        self, x: NDArray[np.floating], y: NDArray[np.floating], wave: NDArray[np.floating], out: NDArray[np.float32]
+    ) -> None:
+        """Light at some wavelengths (first axis) of each place.
+
+        Refraction, and the continuum of a `Scene`, are those of the middle one: they change little in a pixel.
+        """
+        waves = np.ascontiguousarray(wave, np.float64).reshape(len(wave), -1)
+        middle = len(waves) // 2
+        east, north = (np.array(v, np.float64).reshape(-1) for v in (x, y))
+        _to_sky(east, north, waves[middle], self._table, self._projection)
+        base = None
+        if isinstance(self.scene, Scene):
+            base = np.zeros(east.size)
+            self.scene.add_continuum(east, north, waves[middle] * self.doppler, base)
+        for observed, target in zip(waves, out, strict=True):
+            emitted = observed * self.doppler
+            flux: NDArray[np.floating]
+            if base is not None:
+                flux = base.copy()
+                self.scene.add_lines(east, north, emitted, flux)  # type: ignore[union-attr]
+            else:
+                flux = self.scene.surface_brightness(east, north, emitted)  # type: ignore[union-attr]
+            values = np.empty(east.size, np.float32)
+            _detected(flux, observed, self._table, values)
+            target[...] = values.reshape(target.shape)
 
     def position(
         self, x: ArrayLike, y: ArrayLike, wave: ArrayLike
@@ -203,7 +231,7 @@ class SkyLight:
         """Standard coordinates in the scene [arcsec] that a place in the geometry plane sees."""
         shape = np.broadcast_shapes(np.shape(x), np.shape(y), np.shape(wave))
         east, north, w = (np.array(np.broadcast_to(v, shape), np.float64).reshape(-1) for v in (x, y, wave))
-        _to_sky(east, north, w, self._table, self._projection, np.empty(w.size))
+        _to_sky(east, north, w, self._table, self._projection)
         return east.reshape(shape), north.reshape(shape)
 
     def reduced_sky(self, wave: ArrayLike) -> NDArray[np.float64]:
@@ -229,69 +257,6 @@ def scene_centre(scene: SceneLike, plan: ExposurePlan) -> tuple[float, float]:
     east, north = plan.offset
     dec = plan.dec - north / 3600
     return (plan.ra - east / 3600 / math.cos(math.radians(dec))) % 360, dec
-
-
-def truth_planes(
-    scene: SceneLike,
-    wcs: WCS | fits.Header,
-    wave: ArrayLike,
-    shape: tuple[int, int] | None = None,
-    *,
-    ra: float | None = None,
-    dec: float | None = None,
-) -> Iterator[NDArray[np.float32]]:
-    """Evaluate a scene at the centres of the voxels of a grid, plane by plane.
-
-    Parameters
-    ----------
-    scene : SceneLike
-        With the seeing and the line width that is wanted: see `Scene.observed` and `SkyLight.scene`.
-    wcs : astropy.wcs.WCS or astropy.io.fits.Header
-        Of a cube or image; only the celestial axes are used.
-    wave : array-like, shape (n_wave,)
-        Wavelengths of the planes in air, corrected for the observer's velocity [Angstrom].
-    shape : (n_y, n_x), optional
-        Size of the field; default: that of the header or WCS.
-    ra, dec : float, optional
-        Origin of the scene [deg]; default: its own.
-
-    Yields
-    ------
-    ndarray of float32, shape (n_y, n_x)
-        [1e-20 erg/s/cm2/Angstrom per spaxel]
-    """
-    from astropy.io import fits
-    from astropy.wcs import WCS
-
-    if isinstance(wcs, fits.Header):
-        shape = shape or (wcs["NAXIS2"], wcs["NAXIS1"])
-        wcs = WCS(wcs)
-    celestial = wcs.celestial
-    if shape is None:
-        if celestial.pixel_shape is None:
-            raise InputError("truth: the WCS has no size, give shape=(n_y, n_x)")
-        shape = (celestial.pixel_shape[1], celestial.pixel_shape[0])
-    ra = getattr(scene, "ra", None) if ra is None else ra
-    dec = getattr(scene, "dec", None) if dec is None else dec
-    if ra is None or dec is None:
-        raise InputError("truth: the scene has no coordinates, give ra and dec")
-    y, x = np.mgrid[: shape[0], : shape[1]]
-    xi, eta = standard_coordinates(*celestial.all_pix2world(x, y, 0), ra, dec)
-    for value in np.atleast_1d(np.asarray(wave, np.float64)):
-        yield scene.surface_brightness(xi, eta, float(value))
-
-
-def truth_cube(
-    scene: SceneLike,
-    wcs: WCS | fits.Header,
-    wave: ArrayLike,
-    shape: tuple[int, int] | None = None,
-    *,
-    ra: float | None = None,
-    dec: float | None = None,
-) -> NDArray[np.float32]:
-    """All planes of `truth_planes`, shape (n_wave, n_y, n_x)."""
-    return np.stack(list(truth_planes(scene, wcs, wave, shape, ra=ra, dec=dec)))
 
 
 # --- geometry -------------------------------------------------------------------------------------------
@@ -341,8 +306,8 @@ def _place(wave, n):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True, error_model="numpy")
-def _to_sky(east, north, waves, table, p, emitted):  # type: ignore[no-untyped-def]
-    """Turn X and Y [spaxel] into standard coordinates [arcsec], in place, and fill the emitted wavelengths."""
+def _to_sky(east, north, waves, table, p):  # type: ignore[no-untyped-def]
+    """Turn X and Y [spaxel] into standard coordinates [arcsec], in place."""
     n = len(table)
     for i in range(east.size):
         k, f = _place(waves[i], n)
@@ -353,7 +318,6 @@ def _to_sky(east, north, waves, table, p, emitted):  # type: ignore[no-untyped-d
         scale = _ARCSEC / (p[12] * xi + p[13] * eta + p[14])
         east[i] = (p[6] * xi + p[7] * eta + p[8]) * scale
         north[i] = (p[9] * xi + p[10] * eta + p[11]) * scale
-        emitted[i] = waves[i] * p[15]
 
 
 @nb.njit(cache=True, nogil=True, error_model="numpy")
