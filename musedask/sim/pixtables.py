@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,12 +29,15 @@ from .._version import __version__
 from ..errors import InputError
 from ..instrument import CCD_TO_SKY_SLICE, N_IFUS, N_SLICES, Mode, mode_from_name
 from ..io.files import atomic_path, check_output
-from ..io.headers import PIXTABLE, append_cards, float64_card, set_card
+from ..io.headers import PIXTABLE, append_cards, float64_card
 from ..io.pixtable import COLUMNS, PixtableWriter, Stage, set_limits
 from ..io.tables import write_offset_list
-from .ephemeris import LATITUDE, LONGITUDE, horizontal, mjd_of, sidereal_time, start_times
+from .detector import Detector
+from .ephemeris import mjd_of, moon, start_times
+from .headers import fitted, product_header
 from .optics import LEFT, NY, RIGHT, WAVE, field_position, packed_slice, poly5, wave_row
-from .scene import CubeScene, SceneLike, default_scene, scene_from_dict
+from .plan import Conditions, ExposurePlan, ObservingBlock
+from .scene import Scene, SceneLike, default_scene, scene_from_dict
 
 #: bits of bad pixels: hot, saturated, dead, other
 _BAD_BITS = (0x100, 0x1000, 0x2000, 0x4000)
@@ -43,6 +46,8 @@ _NOTCH_NAD = 0x8000000
 _SENSITIVITY = 6e-4
 #: read noise [electrons] and flux of the (already subtracted) sky [1e-20 erg/s/cm2/Angstrom/spaxel]
 _READ_NOISE, _SKY = 2.8, 45.0
+#: standard deviation of the line-spread function [Angstrom]
+_LSF_SIGMA = 1.1
 _FLUX_UNIT = "10**(-20)*erg/s/cm**2/Angstrom"
 #: tags of the products by coordinate stage
 _TAGS = {"pix": "PIXTABLE_OBJECT", "rad": "PIXTABLE_REDUCED", "deg": "PIXTABLE_POSITIONED"}
@@ -286,7 +291,7 @@ def simulate_pixtables(
     scene : SceneLike, optional
         Default: a `default_scene` that fills the field.
     ra, dec : float, optional
-        Origin of the scene [deg]; default: that of a `CubeScene`, else 150.1, -27.8.
+        Origin of the scene [deg]; default: its own, else 150.1, -27.8.
     offsets : sequence of (float, float), optional
         True pointings relative to it, east and north [arcsec on the sky]; default: a dither of
         1-2 arcsec (wide-field mode).
@@ -385,9 +390,9 @@ def simulate_pixtables(
     if not low < high:
         raise InputError(f"wave_range: {low}, {high} found, expected two increasing wavelengths")
     if ra is None:
-        ra = scene.ra if isinstance(scene, CubeScene) else 150.1
+        ra = 150.1 if getattr(scene, "ra", None) is None else scene.ra  # type: ignore[union-attr]
     if dec is None:
-        dec = scene.dec if isinstance(scene, CubeScene) else -27.8
+        dec = -27.8 if getattr(scene, "dec", None) is None else scene.dec  # type: ignore[union-attr]
     if not (-90 < dec < 90):
         raise InputError(f"dec: {dec} found, expected -90..90 deg")
 
@@ -410,6 +415,10 @@ def simulate_pixtables(
         )
     if not isinstance(scene, SceneLike):
         raise InputError(f"scene: {type(scene).__name__} found, expected a Scene or CubeScene")
+    if isinstance(scene, Scene):
+        # rows are samples, not integrals: the line-spread function is part of the spectra
+        lsf = scene.lsf_sigma or _LSF_SIGMA
+        scene = scene.observed(lsf_sigma=lsf, spaxel_area=spaxel[0] * spaxel[1])
 
     folder = Path(out_dir)
     if folder.exists() and not folder.is_dir():
@@ -1004,72 +1013,14 @@ def _ahead(
 
 # --- headers --------------------------------------------------------------------------------------------
 
-#: Cards that do not depend on the exposure, as the real instrument writes them; a selection of the
-#: some 1300 of a real product: what the recipes read, and what people look for.
-HEADER_TEMPLATE: tuple[tuple[str, Any, str], ...] = (
-    ("ORIGIN", "ESO-PARANAL", "European Southern Observatory"),
-    ("TELESCOP", "ESO-VLT-U4", "ESO <TEL>"),
-    ("INSTRUME", "MUSE", "Instrument used."),
-    ("EQUINOX", 2000.0, "Standard FK5"),
-    ("RADESYS", "FK5", "Coordinate system"),
-    ("PI-COI", "UNKNOWN", "PI-COI name."),
-    ("OBSERVER", "UNKNOWN", "Name of observer."),
-    ("OBJECT", "Simulated field", "Original target."),
-    ("ESO OBS AIRM", 1.8, "Req. max. airmass"),
-    ("ESO OBS AMBI FWHM", 1.4, "Req. max. seeing"),
-    ("ESO OBS AMBI TRANS", "3THN", "Req. sky transparency"),
-    ("ESO OBS CONTAINER ID", -999, "Scheduling container ID"),
-    ("ESO OBS DID", "ESO-VLT-DIC.OBS-1.12", "OBS Dictionary"),
-    ("ESO OBS EXECTIME", 3400, "Expected execution time"),
-    ("ESO OBS GRP", "0", "linked blocks"),
-    ("ESO OBS ID", 1135706, "Observation block ID"),
-    ("ESO OBS NAME", "WFM-simulated", "OB name"),
-    ("ESO OBS NTPL", 2, "Number of templates within OB"),
-    ("ESO OBS PI-COI ID", 72281, "ESO internal PI-COI ID"),
-    ("ESO OBS PI-COI NAME", "UNKNOWN", "PI-COI name"),
-    ("ESO OBS PROG ID", "094.A-0000(A)", "ESO program identification"),
-    ("ESO OBS TARG NAME", "Simulated field", "OB target name"),
-    ("ESO OBS TPLNO", 2, "Template number within OB"),
-    ("ESO TPL DID", "ESO-VLT-DIC.TPL-1.9", "Data dictionary for TPL"),
-    ("ESO TPL ID", "MUSE_wfm-noao_obs_genericoffset", "Template signature ID"),
-    ("ESO TPL NAME", "Observation in WFM with user defined offsets", ""),
-    ("ESO TEL AMBI FWHM END", 0.92, "[arcsec] Observatory Seeing"),
-    ("ESO TEL AMBI FWHM START", 1.13, "[arcsec] Observatory Seeing"),
-    ("ESO TEL AMBI PRES END", 742.78, "[hPa] Ambient air pressure"),
-    ("ESO TEL AMBI PRES START", 742.63, "[hPa] Ambient air pressure"),
-    ("ESO TEL AMBI RHUM", 6.5, "[%] Ambient relative humidity"),
-    ("ESO TEL AMBI TAU0", 0.0038, "[s] Average coherence time"),
-    ("ESO TEL AMBI TEMP", 14.8, "[deg C] Ambient temperature"),
-    ("ESO TEL AMBI WINDDIR", 123.0, "[deg] Wind direction"),
-    ("ESO TEL AMBI WINDSP", 8.78, "[m/s] Wind speed"),
-    ("ESO TEL CHOP ST", False, "True when chopping is active"),
-    ("ESO TEL DOME STATUS", "FULLY-OPEN", "Dome status"),
-    ("ESO TEL FOCU ID", "NB", "Telescope focus station ID"),
-    ("ESO TEL FOCU LEN", 121.561, "[m] Focal length"),
-    ("ESO TEL FOCU SCALE", 1.705, "[arcsec/mm] Focal scale"),
-    ("ESO TEL GEOELEV", 2648.0, "[m] Elevation above sea level"),
-    ("ESO TEL GEOLAT", LATITUDE, "[deg] Tel geo latitude (+=North)"),
-    ("ESO TEL GEOLON", LONGITUDE, "[deg] Tel geo longitude (+=East)"),
-    ("ESO TEL IA FWHM", 0.93, "[arcsec] Seeing corrected by airmass"),
-    ("ESO TEL IA FWHMLIN", 1.01, "Delivered seeing on IA detector"),
-    ("ESO TEL TRAK STATUS", "NORMAL", "Tracking status"),
-    ("ESO INS DATE", "2000-06-16", "Instrument release date"),
-    ("ESO INS DID1", "MUSE_ICS-255006", "Data dictionary for INS"),
-    ("ESO INS DROT MODE", "SKY", "Instrument derotator mode"),
-    ("ESO INS ID", "MUSE/176642", "Instrument ID"),
-    ("ESO INS LAMPNUM", 6, "Number of lamps"),
-    ("ESO INS SWSIM", "NORMAL", "Software simulation"),
-    ("ESO DET BINX", 1, "Setup binning factor along X"),
-    ("ESO DET BINY", 1, "Setup binning factor along Y"),
-    ("ESO DET CHIPS", 24, "Number of chips in the mosaic"),
-    ("ESO DET READ CURID", 1, "Used readout mode id"),
-    ("ESO DET READ CURNAME", "SCI1.0", "Used readout mode name"),
-    ("ESO OCS IPS PIXSCALE", 0.2, "[arcsec] Pixel scale"),
-    ("ESO OCS SGS AG FWHMX AVG", 0.876, "[arcsec] AG FWHM X mean value"),
-    ("ESO OCS SGS AG FWHMX RMS", 0.048, "[arcsec] AG FWHM X RMS value"),
-    ("ESO OCS SGS AG FWHMY AVG", 0.91, "[arcsec] AG FWHM Y mean value"),
-    ("ESO OCS SGS AG FWHMY RMS", 0.06, "[arcsec] AG FWHM Y RMS value"),
-    ("ESO SEQ OFFSET COORDS", "SKY", "Offset coordinate type"),
+#: the observing block and the weather of all simulated pixel tables
+_BLOCK = ObservingBlock(1135706, "WFM-simulated", "Simulated field", "094.A-0000(A)")
+_CONDITIONS = Conditions(
+    temperature=14.8, instrument_temperature=14.72, humidity=6.5, pressure=742.7, seeing=0.95, wind_speed=8.78,
+    wind_direction=123.0, tau0=0.0038,
+)  # fmt: skip
+#: cards of the recipe that made the tables
+_RECIPE: tuple[tuple[str, Any, str], ...] = (
     ("ESO PRO DID", "PRO-1.16", "Data dictionary for PRO"),
     ("ESO PRO TYPE", "REDUCED", "Product type"),
     ("ESO PRO TECH", "IFU", "Observation technique"),
@@ -1095,39 +1046,23 @@ def _header(
 ) -> fits.Header:
     """Primary header of a pixel table that holds `parts`."""
     s, plan = exposure.settings, exposure.plan
-    mjd = mjd_of(plan.date_obs)
-    end = mjd + plan.exptime / 86400
-    alt, az, parang, airmass = horizontal(plan.ra, plan.dec, mjd)
-    _, _, parang_end, airmass_end = horizontal(plan.ra, plan.dec, end)
     archive = f"MUSE.{plan.date_obs}.fits"
     ifus = sorted({p.ifu for p in parts})
     raw = file_name if s.per_ifu else f"PIXTABLE_OBJECT_0001-{ifus[0]:02d}.fits"
-    start = plan.date_obs[:19]
-    cards: list[list[Any]] = [list(card) for card in HEADER_TEMPLATE]
+    mjd, moment = mjd_of(plan.date_obs), plan.date_obs[:19]
+    moon_ra, moon_dec, illuminated = moon(mjd)
+    described = ExposurePlan(
+        index=exposure.index, tag="OBJECT", date_obs=plan.date_obs, exptime=plan.exptime, mode=s.mode,
+        ra=plan.header_ra, dec=plan.header_dec, posang=plan.posang, template_start=moment,
+        expno=exposure.index + 1, nexp=n_exposures, ob=replace(_BLOCK, start=moment),
+        conditions=replace(_CONDITIONS, moon_ra=moon_ra, moon_dec=moon_dec, moon_fli=illuminated),
+    )  # fmt: skip
+    header = product_header(described, ifus[0], Detector(ifus[0])) if s.per_ifu else product_header(described)
+    # the header says exactly what the truth says
+    header["RA"], header["DEC"] = plan.header_ra, plan.header_dec
+    cards: list[list[Any]] = [list(card) for card in _RECIPE]
     cards += [
-        ["DATE", plan.date_obs[:19], "file creation date"],
-        ["RA", plan.header_ra, "[deg] RA (J2000) pointing"],
-        ["DEC", plan.header_dec, "[deg] DEC (J2000) pointing"],
-        ["EXPTIME", plan.exptime, "Integration time"],
-        ["MJD-OBS", round(mjd, 8), "Obs start"],
-        ["DATE-OBS", plan.date_obs, "Observing date"],
-        ["UTC", round(mjd % 1 * 86400, 3), "[s] UTC"],
-        ["LST", round(sidereal_time(mjd) * 240, 3), "[s] LST"],
-        ["ARCFILE", archive, "Archive File Name"],
         ["PIPEFILE", file_name, "Filename of data product"],
-        ["ESO OBS START", start, "OB start time"],
-        ["ESO TPL START", start, "TPL start time"],
-        ["ESO TPL EXPNO", exposure.index + 1, "Exposure number within template"],
-        ["ESO TPL NEXP", n_exposures, "Number of exposures within template"],
-        ["ESO TEL AIRM START", round(airmass, 3), "Airmass at start"],
-        ["ESO TEL AIRM END", round(airmass_end, 3), "Airmass at end"],
-        ["ESO TEL ALT", round(alt, 3), "[deg] Alt angle at start"],
-        ["ESO TEL AZ", round(az, 3), "[deg] Az angle at start S=0,W=90"],
-        ["ESO TEL PARANG START", round(parang, 3), "[deg] Parallactic angle at start"],
-        ["ESO TEL PARANG END", round(parang_end, 3), "[deg] Parallactic angle at end"],
-        ["ESO INS MODE", s.mode, "Instrument mode"],
-        ["ESO INS DROT POSANG", plan.posang, "[deg] Derotator position angle"],
-        ["ESO ADA POSANG", plan.posang, "[deg] Position angle at start"],
         ["ESO PRO CATG", _TAGS[s.stage], "Category of pipeline product frame"],
         ["ESO PRO ANCESTOR", archive, ""],
         ["ESO PRO REC1 RAW1 NAME", archive, "File name of raw frame"],
@@ -1155,10 +1090,6 @@ def _header(
     if s.per_ifu:
         ifu = ifus[0]
         cards += [
-            ["EXTNAME", f"CHAN{ifu:02d}", ""],
-            ["ESO DET CHIP NAME", f"CHAN{ifu:02d}", "Detector chip name"],
-            ["ESO DET CHIP ID", f"chip{ifu:02d}", "Detector chip identification"],
-            ["ESO DET CHIP LIVE", True, "Detector alive"],
             ["ESO DRS MUSE FLAT FLUX SKY", exposure.sky_flux[ifu], ""],
             ["ESO DRS MUSE FLAT FLUX LAMP", exposure.lamp_flux[ifu], ""],
         ]
@@ -1185,7 +1116,6 @@ def _header(
         [f"{PIXTABLE} EXP0 IFU{p.ifu:02d} SLICE{p.ccd_slice:02d} XOFFSET", p.offset, "x offset"]
         for p in parts
     ]
-    header = fits.Header()
     append_cards(header, [_fitted(*card) for card in cards])
     low, high = limits.min(axis=0).astype(float), limits.max(axis=0).astype(float)
     zero = (plan.header_ra, plan.header_dec) if s.stage == "deg" else (0.0, 0.0)
@@ -1198,14 +1128,12 @@ def _header(
         (ifus[0], ifus[-1]),
         (min(numbers), max(numbers)),
     )
-    set_card(header, "ESO INS OPTI2 NAME", "NFM" if s.instrument.is_nfm else "WFM", "OPTIi name.")
     return header
 
 
 def _fitted(keyword: str, value: Any, comment: str) -> list[Any]:
-    """Cut the comment of a card so that the card has at most 80 characters."""
-    left = 80 - len(f"HIERARCH {keyword} = '{value}' / ")
-    return [keyword, value, comment[: max(0, left)]]
+    """Cut the comment of a card so that it fits."""
+    return [keyword, *fitted(keyword, value, comment)[1:]]
 
 
 def _wave_limits(parts: Sequence[_Part], geometry: _Geometry) -> tuple[float, float]:
