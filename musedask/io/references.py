@@ -272,6 +272,47 @@ def read_sky_lines(path: PathLike) -> tuple[SkyLines | None, OhTransitions | Non
         return read, oh
 
 
+# --- SKY_CONTINUUM ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class SkyContinuum:
+    """Continuum of the sky.
+
+    Attributes
+    ----------
+    wave : ndarray of float64, shape (n,) [Angstrom]
+    flux : ndarray of float64, shape (n,) [1e-20 erg/s/cm2/Angstrom/arcsec2]
+        The column says ``erg/(s cm^2 arcsec^2)``, as that of the reference.
+    """
+
+    wave: FloatArray
+    flux: FloatArray
+
+
+_SKY_CONTINUUM = (
+    Column("lambda", "D", ANGSTROM, "wave"),
+    Column("flux", "D", "erg/(s cm^2 arcsec^2)", "flux"),
+)
+
+
+def write_sky_continuum(
+    path: PathLike, continuum: SkyContinuum, *, header: fits.Header | None = None, overwrite: bool = False
+) -> Path:
+    """Write a SKY_CONTINUUM; parameters as in `write_line_catalog`."""
+    same_length("SKY_CONTINUUM", continuum)
+    hdu = columns_of(_SKY_CONTINUUM, continuum, "CONTINUUM")
+    return write_tables(path, header or product_header("SKY_CONTINUUM"), [hdu], overwrite)
+
+
+def read_sky_continuum(path: PathLike) -> SkyContinuum:
+    """Read a SKY_CONTINUUM; errors as in `musedask.io.calibrations.read_geometry_table`."""
+    path = Path(path)
+    with open_fits(path) as hdus:
+        hdu, _ = find_table(hdus, path, None, "SKY_CONTINUUM")
+        return read_as(SkyContinuum, path, hdu, _SKY_CONTINUUM)
+
+
 # --- curves: EXTINCT_TABLE, STD_FLUX_TABLE, STD_RESPONSE, STD_TELLURIC, FILTER_LIST ------------------
 
 
@@ -304,7 +345,7 @@ def write_extinct_table(
 
 
 def read_extinct_table(path: PathLike) -> ExtinctionTable:
-    """Read an EXTINCT_TABLE; errors as in `read_geometry_table`."""
+    """Read an EXTINCT_TABLE; errors as in `musedask.io.calibrations.read_geometry_table`."""
     path = Path(path)
     with open_fits(path) as hdus:
         hdu, _ = find_table(hdus, path, None, "EXTINCT_TABLE")
@@ -430,7 +471,7 @@ _FFCORR = "ESO DRS MUSE FLUX FFCORR"
 def write_std_response(
     path: PathLike, response: Response, *, header: fits.Header, overwrite: bool = False
 ) -> Path:
-    """Write a STD_RESPONSE; parameters as in `write_trace_table`."""
+    """Write a STD_RESPONSE; parameters as in `musedask.io.calibrations.write_trace_table`."""
     same_length("STD_RESPONSE", response)
     header = header.copy()
     set_card(header, _FFCORR, response.flat_corrected, "flat-field spectrum corrected")
@@ -438,7 +479,7 @@ def write_std_response(
 
 
 def read_std_response(path: PathLike) -> Response:
-    """Read a STD_RESPONSE; errors as in `read_geometry_table`."""
+    """Read a STD_RESPONSE; errors as in `musedask.io.calibrations.read_geometry_table`."""
     path = Path(path)
     with open_fits(path) as hdus:
         hdu, header = find_table(hdus, path, None, "STD_RESPONSE")
@@ -476,7 +517,7 @@ _STD_TELLURIC = (
 def write_std_telluric(
     path: PathLike, telluric: Telluric, *, header: fits.Header, overwrite: bool = False
 ) -> Path:
-    """Write a STD_TELLURIC; parameters as in `write_trace_table`."""
+    """Write a STD_TELLURIC; parameters as in `musedask.io.calibrations.write_trace_table`."""
     same_length("STD_TELLURIC", telluric)
     header = header.copy()
     set_card(header, _FFCORR, telluric.flat_corrected, "flat-field spectrum corrected")
@@ -484,7 +525,7 @@ def write_std_telluric(
 
 
 def read_std_telluric(path: PathLike) -> Telluric:
-    """Read a STD_TELLURIC; errors as in `read_geometry_table`."""
+    """Read a STD_TELLURIC; errors as in `musedask.io.calibrations.read_geometry_table`."""
     path = Path(path)
     with open_fits(path) as hdus:
         hdu, header = find_table(hdus, path, None, "STD_TELLURIC")
@@ -528,7 +569,7 @@ def write_telluric_regions(
 
 
 def read_telluric_regions(path: PathLike) -> TelluricRegions:
-    """Read TELLURIC_REGIONS; errors as in `read_geometry_table`."""
+    """Read TELLURIC_REGIONS; errors as in `musedask.io.calibrations.read_geometry_table`."""
     path = Path(path)
     with open_fits(path) as hdus:
         hdu, _ = find_table(hdus, path, None, "TELLURIC_REGIONS")

@@ -293,6 +293,14 @@ def test_sky_lines_units(tmp_path, lines):
         ref.write_sky_lines(tmp_path / "e.fits", None)
 
 
+def test_sky_continuum(tmp_path):
+    continuum = ref.SkyContinuum(*RNG.uniform(size=(2, 4)))
+    path = ref.write_sky_continuum(tmp_path / "c.fits", continuum)
+    same(continuum, ref.read_sky_continuum(path))
+    unit = "erg/(s cm^2 arcsec^2)"
+    assert columns(path, "CONTINUUM") == [("lambda", "1D", "Angstrom"), ("flux", "1D", unit)]
+
+
 def test_extinct_table(tmp_path):
     table = ref.ExtinctionTable(np.array([4000.0, 9000.0]), np.array([0.3, 0.05]))
     path = ref.write_extinct_table(tmp_path / "e.fits", table)
@@ -473,6 +481,7 @@ def test_twilight_cube(tmp_path):
 READERS = [
     cal.read_trace_table, cal.read_trace_samples, cal.read_wavecal_table, cal.read_geometry_table,
     cal.read_lsf_profile, cal.read_badpix_table, ref.read_line_catalog, ref.read_sky_lines, ref.read_extinct_table,
+    ref.read_sky_continuum,
     ref.read_std_flux_table, ref.read_std_response, ref.read_std_telluric, ref.read_telluric_regions,
     ref.read_astrometry_wcs, ref.read_astrometry_reference, read_muse_image, read_mask, read_wave_map,
     read_twilight_cube,
