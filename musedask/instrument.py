@@ -134,6 +134,36 @@ RAW_TYPES: dict[str, RawType] = {
 }
 
 
+def air_index(wave):  # type: ignore[no-untyped-def]
+    """Refractive index of dry air of 15 C, 1013.25 hPa, 450 ppm CO2 (Ciddor 1996, Appl. Opt. 35, 1566).
+
+    Plain arithmetic on a float or an array, so that compiled code can use it, too.
+
+    Parameters
+    ----------
+    wave : float or ndarray
+        [Angstrom], in vacuum (the reference pipeline takes wavelengths in air for it).
+
+    Returns
+    -------
+    float or ndarray
+    """
+    pressure = 101325.0
+    celsius = 15.0
+    kelvin = 288.15
+    molar = 0.0289635 + 1.2011e-8 * (450.0 - 400.0)
+    rho_axs = 101325.0 * molar / (0.9995922115 * 8.314472 * 288.15)
+    z = (
+        1.0
+        - (pressure / kelvin) * (1.58123e-6 - 2.9331e-8 * celsius + 1.1043e-10 * celsius * celsius)
+        + (pressure / kelvin) ** 2 * 1.83e-11
+    )
+    rho_a = pressure * molar / (z * 8.314472 * kelvin)
+    s = 1.0 / (wave * 1e-4) ** 2
+    r_as = 1e-8 * (5792105.0 / (238.0185 - s) + 167917.0 / (57.362 - s))
+    return 1.0 + (rho_a / rho_axs) * r_as
+
+
 def pack_origin(
     x: NDArray[np.integer], y: NDArray[np.integer], ifu: NDArray[np.integer], ccd_slice: NDArray[np.integer]
 ) -> NDArray[np.int32]:

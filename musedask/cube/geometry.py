@@ -16,6 +16,8 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from ..instrument import air_index
+
 DEG = 180.0 / math.pi
 #: for differences; the formulas of the reference are divided by DEG, which rounds differently
 RAD = math.pi / 180.0
@@ -24,6 +26,7 @@ _PIO2_LOW = 6.123233995736766e-17  # pi/2 - float64(pi/2)
 _BLOCK = 512
 # largest angles [rad] for which the power series below are good to float64
 _MAX_SERIES = 0.03
+_air_index = njit(nogil=True, error_model="numpy", inline="always")(air_index)
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -452,22 +455,9 @@ def air_to_vacuum(rows: NDArray[np.float32]) -> None:
     Dry air of 15 C, 1013.25 hPa, 450 ppm CO2 (Ciddor 1996, Appl. Opt. 35, 1566), the
     refractive index taken at the air wavelength as the reference does.
     """
-    pressure = 101325.0
-    celsius = 15.0
-    kelvin = 288.15
-    molar = 0.0289635 + 1.2011e-8 * (450.0 - 400.0)
-    rho_axs = 101325.0 * molar / (0.9995922115 * 8.314472 * 288.15)
-    z = (
-        1.0
-        - (pressure / kelvin) * (1.58123e-6 - 2.9331e-8 * celsius + 1.1043e-10 * celsius * celsius)
-        + (pressure / kelvin) ** 2 * 1.83e-11
-    )
-    rho_a = pressure * molar / (z * 8.314472 * kelvin)
     for k in range(rows.shape[0]):
         wave = np.float64(rows[k, 2])
-        s = 1.0 / (wave * 1e-4) ** 2
-        r_as = 1e-8 * (5792105.0 / (238.0185 - s) + 167917.0 / (57.362 - s))
-        rows[k, 2] = np.float32(wave * (1.0 + (rho_a / rho_axs) * r_as))
+        rows[k, 2] = np.float32(wave * _air_index(wave))
 
 
 @njit(cache=True, nogil=True)

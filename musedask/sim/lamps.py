@@ -11,10 +11,12 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+import numba as nb
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
+from ..instrument import SPECTRAL_SAMPLING
 from . import tables
 
 if TYPE_CHECKING:
@@ -43,6 +45,19 @@ SPOT_SIGMA = 0.85, 0.6
 #: e-folding time of the brightness of the twilight [s]: 0.23 mag per minute (Patat, Ugolnikov & Postylyakov
 #: 2006, A&A 455, 385)
 TWILIGHT_DECAY = 60 * 1.0857 / 0.23
+#: loss of light of the calibration unit with the square of the distance from the middle [spaxel-2]
+_FALL = 0.03 / (2 * 150.0**2)
+#: start and step of tabulated spectra [Angstrom], and their length
+_GRID = 4000.0, 0.25, 25601
+#: response of spectrograph and detector, for light of the calibration unit: wavelength [Angstrom], relative
+_RESPONSE = (
+    np.array([4000.0, 4500, 4650, 4800, 5000, 5500, 6000, 6500, 7000, 7500, 8000, 8500, 9000, 9300, 9500, 9800, 10400]),
+    np.array([0.1, 0.27, 0.37, 0.46, 0.57, 0.78, 0.9, 0.98, 1.0, 0.96, 0.86, 0.71, 0.54, 0.43, 0.36, 0.26, 0.1]),
+)
+
+
+def _grid() -> NDArray[np.float64]:
+    return np.asarray(_GRID[0] + _GRID[1] * np.arange(_GRID[2]), np.float64)
 
 
 @lru_cache(maxsize=1)
@@ -179,10 +194,64 @@ def _filters(mode: str, wave: ArrayLike) -> NDArray[np.float64]:
     return np.asarray(Instrument(mode).filters(wave), np.float64)
 
 
+@nb.njit(cache=True, nogil=True, error_model="numpy")
+def _lit(wave, x, y, spectrum, start, step, gx, gy, fall, out):  # type: ignore[no-untyped-def]
+    """Tabulated spectrum times (1 + gx x + gy y - fall (x^2 + y^2)); `wave` has one more axis than `x` and `y`."""
+    last = len(spectrum) - 2
+    for i in range(wave.shape[0]):
+        for j in range(wave.shape[1]):
+            for k in range(wave.shape[2]):
+                t = (wave[i, j, k] - start) / step
+                n = min(max(int(t), 0), last)
+                f = min(max(t - n, 0.0), 1.0)
+                a, b = x[j, k], y[j, k]
+                field = 1.0 + gx * a + gy * b - fall * (a * a + b * b)
+                out[i, j, k] = (spectrum[n] + f * (spectrum[n + 1] - spectrum[n])) * field
+
+
+def _spectrum_over_field(
+    spectrum: NDArray[np.float64],
+    x: ArrayLike,
+    y: ArrayLike,
+    wave: ArrayLike,
+    gradient: tuple[float, float] = (0.0, 0.0),
+    fall: float = 0.0,
+) -> NDArray[np.float32]:
+    """Spectrum on the grid `_GRID` at positions and wavelengths that are broadcast."""
+    xa, ya, wa = (np.asarray(v, np.float32) for v in (x, y, wave))
+    shape = np.broadcast_shapes(xa.shape, ya.shape, wa.shape)
+    wa = np.broadcast_to(wa, shape)
+    if len(shape) >= 2 and max(xa.ndim, ya.ndim) <= 2:
+        field = shape[-2:]
+    else:
+        field = (1, int(np.prod(shape)))
+        xa, ya = (np.broadcast_to(v, shape) for v in (xa, ya))
+    xa, ya = (np.broadcast_to(v, field) if v.shape != shape else v.reshape(field) for v in (xa, ya))
+    wa = wa.reshape(-1, *field)
+    out = np.empty(wa.shape, np.float32)
+    _lit(wa, xa, ya, spectrum, _GRID[0], _GRID[1], *gradient, fall, out)
+    return out.reshape(shape)
+
+
+@nb.njit(cache=True, nogil=True, error_model="numpy")
+def _spots(x, y, cosine, sine, px, py, shift, sx, sy, out):  # type: ignore[no-untyped-def]
+    """Images of pinholes in a grid of `px`, `py`, averaged over the height of a slice."""
+    root = math.sqrt(2.0)
+    for i in range(x.size):
+        u = (x[i] * cosine + y[i] * sine) / px
+        v = (y[i] * cosine - x[i] * sine + shift) / py
+        dx = (u - math.floor(u) - 0.5) * px
+        dy = (v - math.floor(v + 0.5)) * py
+        across = 0.0
+        for k in range(-1, 2):
+            d = dy + k * py
+            across += (math.erf((d + 0.5) / (sy * root)) - math.erf((d - 0.5) / (sy * root))) / 2
+        out[i] = math.exp(-0.5 * (dx / sx) ** 2) * across
+
+
 def illumination(x: ArrayLike, y: ArrayLike) -> NDArray[np.float64]:
     """Light of the calibration unit over the field: 1 in the middle, 3 % less in the corners."""
-    r2 = (np.asarray(x, np.float64) ** 2 + np.asarray(y, np.float64) ** 2) / (2 * 150.0**2)
-    return 1 - 0.03 * r2
+    return 1 - _FALL * (np.asarray(x, np.float64) ** 2 + np.asarray(y, np.float64) ** 2)
 
 
 class _Even:
@@ -220,27 +289,18 @@ class FlatLight(_Even):
 
     def __init__(self, mode: str = "WFM-NOAO-N", brightness: float = 1.0) -> None:
         super().__init__()
-        self._grid = np.arange(4000.0, 10401.0, 2.0)
-        w = self._grid
-        lamp = (7000 / w) ** 4 / np.expm1(1.438776877e8 / (w * 3200)) * np.expm1(1.438776877e8 / (7000 * 3200))
-        balance = 1 / (1 + (w / 7500) ** 4) * 2
-        response = np.interp(w, _RESPONSE[0], _RESPONSE[1])
-        rate = lamp * balance * response
-        pixel = 1.25  # Angstrom, and nearly one spaxel
-        rate *= FLAT_PEAK / EXPTIMES["continuum"] / pixel / rate.max() * brightness
+        w = _grid()
+        c2 = 1.438776877e8  # second radiation constant, Angstrom K (CODATA 2018)
+        lamp = (7000 / w) ** 4 * np.expm1(c2 / (7000 * 3200)) / np.expm1(c2 / (w * 3200))
+        rate = lamp * 2 / (1 + (w / 7500) ** 4) * np.interp(w, *_RESPONSE)
+        # a pixel has 1.25 Angstrom and nearly a spaxel
+        rate *= FLAT_PEAK / EXPTIMES["continuum"] / SPECTRAL_SAMPLING / rate.max() * brightness
         self._rate = rate * _filters(mode, w)
 
     def continuum(self, x: ArrayLike, y: ArrayLike, wave: ArrayLike) -> NDArray[np.float32]:
         """Spectrum of the lamp [e-/s/Angstrom/spaxel], broadcast."""
-        w = np.asarray(wave)
-        return (np.interp(w, self._grid, self._rate) * illumination(x, y)).astype(np.float32)
+        return _spectrum_over_field(self._rate, x, y, wave, fall=_FALL)
 
-
-#: response of spectrograph and detector, for light of the calibration unit: wavelength [Angstrom], relative
-_RESPONSE = (
-    np.array([4000.0, 4500, 4650, 4800, 5000, 5500, 6000, 6500, 7000, 7500, 8000, 8500, 9000, 9300, 9500, 9800, 10400]),
-    np.array([0.1, 0.27, 0.37, 0.46, 0.57, 0.78, 0.9, 0.98, 1.0, 0.96, 0.86, 0.71, 0.54, 0.43, 0.36, 0.26, 0.1]),
-)
 
 IllumLight = FlatLight
 
@@ -290,22 +350,13 @@ class MaskLight(ArcLight):
 
     def line_factor(self, x: ArrayLike, y: ArrayLike, wave: ArrayLike) -> NDArray[np.float64]:
         """Brightness of the spots, averaged over the height of a slice (one spaxel)."""
-        from scipy.special import ndtr
-
-        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-        c, s = math.cos(math.radians(self.angle)), math.sin(math.radians(self.angle))
+        xb, yb = np.broadcast_arrays(np.asarray(x, np.float64), np.asarray(y, np.float64))
+        out = np.empty(xb.size)
         px, py = PINHOLE_DX * SPAXELS_PER_MM, PINHOLE_DY * SPAXELS_PER_MM
-        u = (x * c + y * s) / px
-        v = (y * c - x * s + self.position * SPAXELS_PER_MM) / py
-        # distance from the nearest pinhole; columns at (k + 1/2) px, rows at k py
-        dx = (u - np.floor(u) - 0.5) * px
-        dy = (v - np.round(v)) * py
-        sx, sy = SPOT_SIGMA
-        across = np.zeros_like(dy)
-        for k in (-1, 0, 1):
-            across += ndtr((dy + k * py + 0.5) / sy) - ndtr((dy + k * py - 0.5) / sy)
-        spots = MASK_BRIGHTNESS * np.exp(-0.5 * (dx / sx) ** 2) * across
-        return spots * illumination(x, y) * np.ones(np.shape(wave))
+        angle, shift = math.radians(self.angle), self.position * SPAXELS_PER_MM
+        _spots(xb.ravel(), yb.ravel(), math.cos(angle), math.sin(angle), px, py, shift, *SPOT_SIGMA, out)
+        spots = out.reshape(xb.shape)
+        return MASK_BRIGHTNESS * spots * illumination(xb, yb) * np.ones(np.shape(wave))
 
 
 class TwilightLight(_Even):
@@ -336,21 +387,13 @@ class TwilightLight(_Even):
 
         super().__init__()
         self.gradient = gradient
-        self._step = 0.25
-        self._start = 4000.0
-        w = np.arange(self._start, 10400.0 + self._step, self._step)
-        rate = solar_spectrum(w) * (7000 / w) ** 1.5 * np.interp(w, _RESPONSE[0], _RESPONSE[1]) * w / 7000
-        rate *= brightness / 1.25 / rate.max() * math.exp(-elapsed / TWILIGHT_DECAY)
-        self._rate = (rate * _filters(mode, w)).astype(np.float32)
+        w = _grid()
+        # photons of the Sun, scattered by the high atmosphere: somewhat bluer
+        rate = solar_spectrum(w) * (7000 / w) ** 1.5 * np.interp(w, *_RESPONSE) * w / 7000
+        rate *= brightness / SPECTRAL_SAMPLING / rate.max() * math.exp(-elapsed / TWILIGHT_DECAY)
+        self._rate = rate * _filters(mode, w)
 
     def continuum(self, x: ArrayLike, y: ArrayLike, wave: ArrayLike) -> NDArray[np.float32]:
         """Spectrum of the twilight [e-/s/Angstrom/spaxel], broadcast."""
-        t = (np.asarray(wave, np.float32) - np.float32(self._start)) / np.float32(self._step)
-        k = np.clip(t.astype(np.int32), 0, len(self._rate) - 2)
-        f = t - k
-        spectrum = self._rate[k] * (1 - f) + self._rate[k + 1] * f
         gx, gy = self.gradient
-        field = 1 + (gx * np.asarray(x, np.float32) + gy * np.asarray(y, np.float32)) / np.float32(300)
-        return (spectrum * field).astype(np.float32)
-
-
+        return _spectrum_over_field(self._rate, x, y, wave, (gx / 300, gy / 300))
