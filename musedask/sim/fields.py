@@ -101,7 +101,7 @@ def astrometric_field(
 
 def _fewest(x: NDArray[np.float64], y: NDArray[np.float64]) -> int:
     """Least number of positions in a strip of 59 x 4.8 arcsec near the centre, of any direction."""
-    angle = np.radians(np.arange(0, 180, 5))[:, None, None]
+    angle = np.radians(np.arange(0, 180, 2.5))[:, None, None]
     dx, dy = np.array([(0, 0), (1, 0), (-1, 0), (0, 1), (0, -1)]).T[:, None, :, None]
     along = (x - dx) * np.cos(angle) + (y - dy) * np.sin(angle)
     across = (y - dy) * np.cos(angle) - (x - dx) * np.sin(angle)

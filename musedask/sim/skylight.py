@@ -27,9 +27,12 @@ from ..errors import InputError
 from . import atmosphere
 from .cubescene import CubeScene
 from .plan import ExposurePlan
-from .scene import Scene, SceneLike
+from .scene import Scene, SceneLike, standard_coordinates
 
 if TYPE_CHECKING:
+    from astropy.io import fits
+    from astropy.wcs import WCS
+
     from .optics import Instrument
 
 #: wavelength at which positions are right without a correction [Angstrom]
@@ -257,6 +260,65 @@ def scene_centre(scene: SceneLike, plan: ExposurePlan) -> tuple[float, float]:
     east, north = plan.offset
     dec = plan.dec - north / 3600
     return (plan.ra - east / 3600 / math.cos(math.radians(dec))) % 360, dec
+
+
+def truth_cube(
+    scene: SceneLike,
+    wcs: WCS | fits.Header,
+    wave: ArrayLike,
+    shape: tuple[int, int] | None = None,
+    *,
+    ra: float | None = None,
+    dec: float | None = None,
+) -> NDArray[np.float32]:
+    """Evaluate a scene at the centres of the voxels of a grid.
+
+    Parameters
+    ----------
+    scene : SceneLike
+        With the seeing and the line width that is wanted: see `Scene.observed` and `SkyLight.scene`.
+    wcs : astropy.wcs.WCS or astropy.io.fits.Header
+        Of a cube or image; only the celestial axes are used.
+    wave : array-like, shape (n_wave,)
+        Wavelengths of the planes in air, corrected for the observer's velocity [Angstrom].
+    shape : (n_y, n_x), optional
+        Size of the field; default: that of the header or WCS.
+    ra, dec : float, optional
+        Origin of the scene [deg]; default: its own.
+
+    Returns
+    -------
+    ndarray of float32, shape (n_wave, n_y, n_x)
+        [1e-20 erg/s/cm2/Angstrom per spaxel]
+
+    Raises
+    ------
+    InputError
+        If size or origin are not known.
+    """
+    from astropy.io import fits
+    from astropy.wcs import WCS
+
+    if isinstance(wcs, fits.Header):
+        shape = shape or (wcs["NAXIS2"], wcs["NAXIS1"])
+        wcs = WCS(wcs)
+    celestial = wcs.celestial
+    if shape is None:
+        if celestial.pixel_shape is None:
+            raise InputError("truth_cube: the WCS has no size, give shape=(n_y, n_x)")
+        shape = (celestial.pixel_shape[1], celestial.pixel_shape[0])
+    ra = getattr(scene, "ra", None) if ra is None else ra
+    dec = getattr(scene, "dec", None) if dec is None else dec
+    if ra is None or dec is None:
+        raise InputError("truth_cube: the scene has no coordinates, give ra and dec")
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    at_ra, at_dec = celestial.all_pix2world(x, y, 0)
+    xi, eta = standard_coordinates(at_ra, at_dec, ra, dec)
+    waves = np.atleast_1d(np.asarray(wave, np.float64))
+    out = np.empty((len(waves), *shape), np.float32)
+    for plane, w in zip(out, waves, strict=True):
+        plane[:] = scene.surface_brightness(xi, eta, float(w))
+    return out
 
 
 # --- geometry -------------------------------------------------------------------------------------------
