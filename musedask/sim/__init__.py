@@ -39,9 +39,10 @@ if TYPE_CHECKING:
         scene_from_dict,
     )
     from .scenefile import load_scene, save_scene
-    from .skylight import SkyLight, truth_cube
+    from .skylight import SkyLight
     from .spectra import BlackBody, Tabulated, WhiteDwarf
     from .statics import write_statics
+    from .truth import NightTruth
 
 _WHERE = {
     name: module
@@ -62,9 +63,10 @@ _WHERE = {
             "default_scene", "scene_from_dict",
         ),
         "scenefile": ("load_scene", "save_scene"),
-        "skylight": ("SkyLight", "truth_cube"),
+        "skylight": ("SkyLight",),
         "spectra": ("BlackBody", "Tabulated", "WhiteDwarf"),
         "statics": ("write_statics",),
+        "truth": ("NightTruth",),
     }.items()
     for name in names
 }  # fmt: skip
@@ -85,6 +87,7 @@ __all__ = [
     "LineRegion",
     "Nebula",
     "NebulaLine",
+    "NightTruth",
     "ObservingBlock",
     "Scene",
     "SceneLike",
@@ -115,7 +118,6 @@ __all__ = [
     "simulate_plans",
     "source_table",
     "standard_star",
-    "truth_cube",
     "write_statics",
 ]
 

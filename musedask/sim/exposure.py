@@ -48,8 +48,8 @@ log = logging.getLogger("musedask")
 CHANNEL_ORDER = (
     12, 11, 10, 9, 24, 23, 22, 21, 8, 7, 6, 5, 20, 19, 18, 17, 4, 3, 2, 1, 16, 15, 14, 13,
 )  # fmt: skip
-#: memory of one task, measured [bytes]
-TASK_MEMORY = 700_000_000
+#: memory of one task, measured, and some to spare [bytes]
+TASK_MEMORY = 600_000_000
 #: until when the last IFU was vignetted
 _VIGNETTED_UNTIL = "2017-03-11"
 #: size of a data unit [bytes]
@@ -201,7 +201,7 @@ def _expose(task: _Task) -> dict[str, Any]:
     replace(task.unit, header=header).write(frame.image)
     return {
         "saturated": int(frame.saturated),
-        "cosmic_ray_pixels": len(frame.cosmic_pixels),
+        "cosmics": (frame.cosmic_pixels, frame.cosmic_charge),
         "seconds": time.perf_counter() - started,
     }
 
@@ -275,7 +275,8 @@ def write_exposures(
     client, n_workers, memory_limit
         See `observe`.
     on_exposure : callable, optional
-        Called in this thread with each plan, its file, and what is known of each of its IFUs.
+        Called in this thread with each plan, its file, and what is known of each of its IFUs: ``saturated``
+        (pixels), ``cosmics`` (see `truth.write_cosmics`), ``seconds``.
     done_before : int
         Exposures of an earlier run, for the display.
 
@@ -309,8 +310,10 @@ def write_exposures(
             if on_exposure is not None:
                 on_exposure(task.plan, path, results.pop(task.plan.index))
 
-    tasks = _Tasks([(plan, ifu) for plan in plans for ifu in order], make)
+    tasks: Sequence[_Task] = _Tasks([(plan, ifu) for plan in plans for ifu in order], make)
     try:
+        if client is not None:
+            tasks = list(tasks)
         run_tasks(
             _expose, tasks, client=client, n_workers=workers, label="frames", on_result=finished,
             done_before=done_before * len(order),

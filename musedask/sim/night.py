@@ -40,11 +40,13 @@ from .exposure import (
 )
 from .fields import astrometric_field, standard_star
 from .lamps import TWILIGHT_DECAY
+from .masters import RECIPES, master_name, write_masters
 from .optics import MODES, Instrument
 from .plan import ON_SKY, Conditions, ExposurePlan, ObservingBlock, Tag
 from .scene import Background, Galaxy, Nebula, Scene, SceneLike, Star
 from .spectra import STANDARDS, BlackBody, flux_from_ab
 from .statics import write_statics
+from .truth import plan_from_dict, write_cosmics, write_truth
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -720,6 +722,8 @@ class SimulatedNight:
         By the names that the plans have.
     statics : dict of str to list of Path
         Static calibrations by category; empty if none were asked for.
+    masters : dict of str to list of Path
+        Master calibrations by category; empty if none were asked for.
     associations : list of Path
         XML files as of the archive.
     """
@@ -729,6 +733,7 @@ class SimulatedNight:
     paths: list[Path]
     scenes: dict[str, SceneLike]
     statics: dict[str, list[Path]] = field(default_factory=dict)
+    masters: dict[str, list[Path]] = field(default_factory=dict)
     associations: list[Path] = field(default_factory=list)
 
     def files(self, tag: str, **values: Any) -> list[Path]:
@@ -960,13 +965,18 @@ def simulate_plans(
         _remove_parts(raw)
         with atomic_path(folder / _INDEX, overwrite=True) as part:
             part.write_text(json.dumps(job, indent=1) + "\n")
-        if images:
+        if images or truth:
             make_folder(folder / "truth")
+
+        def finished(plan: ExposurePlan, path: Path, results: Mapping[int, Mapping[str, Any]]) -> None:
+            if truth:
+                write_cosmics(folder, plan, {ifu: r["cosmics"] for ifu, r in results.items()}, overwrite=True)
+
         started = time.perf_counter()
         write_exposures(
             [plan for plan, _ in todo], raw, ifus=numbers, seed=seed, scenes=texts, compress=compress,
             images=folder / "truth" if images else None, client=client, n_workers=n_workers,
-            memory_limit=memory_limit, done_before=len(plans) - len(todo),
+            memory_limit=memory_limit, on_exposure=finished, done_before=len(plans) - len(todo),
         )  # fmt: skip
         if todo:
             seconds = time.perf_counter() - started
@@ -974,11 +984,22 @@ def simulate_plans(
                 "wrote %d exposures in %.0f s, %.2f s per frame of one IFU",
                 len(todo), seconds, seconds / len(todo) / len(numbers),
             )  # fmt: skip
+        if truth:
+            write_truth(folder, plans, numbers, wave_maps=images, overwrite=True)
         if statics:
             night = replace(night, statics=_write_statics(folder / "static", plans, numbers))
+        made = write_masters(raw, plans, ifus=numbers, overwrite=True) if masters else {}
+        night = replace(night, masters=made)
         if associations:
             names = {category: files[0].stem for category, files in night.statics.items()}
-            night = replace(night, associations=write_associations(raw, plans, statics=names))
+            there = {path.stem for files in made.values() for path in files}
+
+            def master(category: str, first: ExposurePlan) -> str | None:
+                stem = master_name(category, first)
+                return stem if stem in there else None
+
+            found_files = write_associations(raw, plans, masters=master if masters else None, statics=names)
+            night = replace(night, associations=found_files)
         with atomic_path(folder / "frames.sof", overwrite=True) as part:
             part.write_text(night.sof())
         return night
@@ -1067,7 +1088,7 @@ def _found(folder: Path, job: Mapping[str, Any], overwrite: bool) -> dict[str, A
         return None
     try:
         found: dict[str, Any] = json.loads(path.read_text())
-        names = [str(exposure["file"]) for exposure in found["exposures"]]
+        names = [str(exposure["file"]) for exposure in found["exposures"] if exposure["date_obs"]]
     except (ValueError, KeyError, TypeError) as error:
         raise OutputExistsError(f"{path}: is damaged ({error}); choose another folder, or remove it") from error
     if any("/" in name for name in names):
@@ -1082,13 +1103,24 @@ def _found(folder: Path, job: Mapping[str, Any], overwrite: bool) -> dict[str, A
 
 
 def _remove(folder: Path, found: Mapping[str, Any]) -> None:
-    """Remove the raw files of a night that was written here."""
+    """Remove what was written here for another night."""
     for exposure in found["exposures"]:
-        path = folder / "raw" / exposure["file"]
-        path.unlink(missing_ok=True)
-        for xml in path.parent.glob(glob.escape(path.name.partition(".fits")[0]) + "_raw2*.xml"):
-            xml.unlink()
+        path = folder / "raw" / str(exposure["file"])
+        stem = path.name.partition(".fits")[0]
+        for stale in (
+            path,
+            *path.parent.glob(f"{glob.escape(stem)}_raw2*.xml"),
+            *(folder / "truth").glob(f"{glob.escape(stem)}_*.fits"),
+            *(path.parent / f"{name}.fits" for name in _master_names(exposure)),
+        ):
+            stale.unlink(missing_ok=True)
     (folder / _INDEX).unlink()
+
+
+def _master_names(exposure: Mapping[str, Any]) -> list[str]:
+    """Names of products that an exposure may be the first raw frame of."""
+    values = {key: value for key, value in exposure.items() if key != "file"}
+    return [master_name(category, plan_from_dict(values)) for category in RECIPES]
 
 
 def _remove_parts(raw: Path) -> None:
