@@ -367,7 +367,7 @@ def simulate() -> None:
 @simulate.command("pixtables")
 @click.argument("out_dir", type=FILE)
 @click.option("--exposures", "n_exposures", type=click.IntRange(1), default=3, show_default=True)
-@click.option("--scene", type=FILE, default=None, help="A FITS cube to observe; by default stars and nebulae.")
+@click.option("--scene", type=FILE, default=None, help="A YAML scene, or a cube to observe.  [default: stars, gas]")
 @click.option("--ra", type=float, default=None, help="Centre [deg].")
 @click.option("--dec", type=float, default=None, help="Centre [deg].")
 @click.option("--offsets", default=None, metavar="X,Y;X,Y", help="Pointings from the centre [arcsec].")
@@ -392,7 +392,7 @@ def simulate() -> None:
 @_overwrite
 def simulate_pixtables(out_dir: Path, scene: Path | None, **options: Any) -> None:
     """Write pixel tables of dithered or mosaic exposures, their OFFSET_LIST and the truth."""
-    from .sim import CubeScene
+    from .sim import load_scene
     from .sim import simulate_pixtables as run
 
     for name in ("rotations", "exptimes", "flux_scales"):
@@ -401,7 +401,7 @@ def simulate_pixtables(out_dir: Path, scene: Path | None, **options: Any) -> Non
         options[name] = _pairs(options[name])
     options["ifus"] = _range(options["ifus"])
     if scene is not None:
-        options["scene"] = CubeScene.from_cube(scene)
+        options["scene"] = load_scene(scene)
     made = run(out_dir, **options)
     log.info("wrote %d pixel table%s, %s and %s", len(made.paths), "s" * (len(made.paths) != 1),
              made.offset_list, made.truth_path)  # fmt: skip

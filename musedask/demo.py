@@ -138,7 +138,7 @@ def galaxy_scene(extent: float, seed: int = 11) -> Scene:
         for azimuth in np.arange(0, 2 * np.pi, 2 * np.pi / 8):
             x, y = (float(v) for v in on_sky(np.array(radius * scale), np.array(azimuth)))
             add_stars(x, y, size * scale, level)
-            add_gas(x, y, 0.8 * size * scale, 9.0 * level, 1.6)
+            add_gas(x, y, 0.8 * size * scale, 9.0 * level, 1.2)
     pitch = math.tan(math.radians(19.0))
     for arm in (0.0, np.pi):
         for radius in np.geomspace(3.5, 26.0, 46):
@@ -147,8 +147,8 @@ def galaxy_scene(extent: float, seed: int = 11) -> Scene:
             x, y = (float(v) for v in on_sky(np.array(r), np.array(azimuth)))
             fade = math.exp(-radius / 18.0)
             bright = float(rng.lognormal(0.0, 0.7))
-            add_gas(x, y, float(rng.uniform(0.4, 1.0)) * scale, 1100.0 * fade * bright, 1.3)
-            add_gas(x, y, 1.7 * scale, 260.0 * fade, 1.5)
+            add_gas(x, y, float(rng.uniform(0.4, 1.0)) * scale, 1100.0 * fade * bright, 0.7)
+            add_gas(x, y, 1.7 * scale, 260.0 * fade, 1.0)
             add_stars(x, y, float(rng.uniform(1.2, 1.8)) * scale, 24.0 * fade)
     half = 0.47 * extent
     places = ((-0.62, 0.55), (0.7, -0.48), (0.12, 0.83), (-0.78, -0.66), (0.85, 0.74), (-0.25, -0.8))

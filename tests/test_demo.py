@@ -107,4 +107,5 @@ def test_scene_can_be_opened_again(finished):
     folder, _ = finished
     sim = SimulatedSet.open(folder / "exposures")
     assert len(sim.exposures) == 8
-    assert sim.scene == demo.galaxy_scene(demo.SMALL.extent)
+    seen = demo.galaxy_scene(demo.SMALL.extent).observed(lsf_sigma=sim.scene.lsf_sigma)
+    assert sim.scene == seen and seen.lsf_sigma > 1

@@ -37,7 +37,7 @@ from .ephemeris import mjd_of, moon, start_times
 from .headers import fitted, product_header
 from .optics import LEFT, NY, RIGHT, WAVE, field_position, packed_slice, poly5, wave_row
 from .plan import Conditions, ExposurePlan, ObservingBlock
-from .scene import Scene, SceneLike, default_scene, scene_from_dict
+from .scene import Scene, SceneLike, default_scene, scene_from_dict, standard_coordinates
 
 #: bits of bad pixels: hot, saturated, dead, other
 _BAD_BITS = (0x100, 0x1000, 0x2000, 0x4000)
@@ -171,12 +171,7 @@ class SimulatedSet:
         self, ra: NDArray[np.floating], dec: NDArray[np.floating]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Standard coordinates in the scene [arcsec] of positions [deg]."""
-        a, d = np.radians(np.asarray(ra, np.float64) - self.ra), np.radians(np.asarray(dec, np.float64))
-        d0 = math.radians(self.dec)
-        scale = np.degrees(3600.0) / (np.sin(d) * math.sin(d0) + np.cos(d) * math.cos(d0) * np.cos(a))
-        xi = np.cos(d) * np.sin(a) * scale
-        eta = (np.sin(d) * math.cos(d0) - np.cos(d) * math.sin(d0) * np.cos(a)) * scale
-        return xi, eta
+        return standard_coordinates(ra, dec, self.ra, self.dec)
 
     def truth_at(
         self, ra: NDArray[np.floating], dec: NDArray[np.floating], wave: NDArray[np.floating]
@@ -203,20 +198,9 @@ class SimulatedSet:
         ndarray, shape (n_wave, n_y, n_x), float32
             [1e-20 erg/s/cm2/Angstrom per spaxel]
         """
-        if isinstance(wcs, fits.Header):
-            shape = shape or (wcs["NAXIS2"], wcs["NAXIS1"])
-            wcs = WCS(wcs)
-        celestial = wcs.celestial
-        if shape is None:
-            if celestial.pixel_shape is None:
-                raise InputError("truth_cube: the WCS has no size, give shape=(n_y, n_x)")
-            shape = (celestial.pixel_shape[1], celestial.pixel_shape[0])
-        y, x = np.mgrid[: shape[0], : shape[1]]
-        xi, eta = self.offsets_of(*celestial.all_pix2world(x, y, 0))
-        out = np.empty((len(wavelength), *shape), np.float32)
-        for plane, wave in zip(out, wavelength, strict=True):
-            plane[:] = self.scene.surface_brightness(xi, eta, float(wave))
-        return out
+        from .skylight import truth_cube
+
+        return truth_cube(self.scene, wcs, wavelength, shape, ra=self.ra, dec=self.dec)
 
     def write_sof(
         self,
