@@ -316,13 +316,15 @@ def _run_client(
     try:
         for future in as_completed(futures):
             item = by_key[future.key]
-            if future.status == "finished":
-                finished(item, future.result())
-            else:
-                error = future.exception() or RuntimeError(f"task {future.status}")
+            try:
+                # a result that was lost with its worker is computed again meanwhile
+                result = future.result()
+            except Exception as error:
                 failures.append((item, error))
                 if isinstance(error, MusedaskError):
                     break
+            else:
+                finished(item, result)
     finally:
         client.cancel(futures)
 
