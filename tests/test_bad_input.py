@@ -873,7 +873,7 @@ def test_interrupted_run_with_other_parameters(tables, tmp_path):
     """It refuses, says what differs, and keeps what is there; --overwrite starts anew."""
     output = tmp_path / "o.zarr"
     args = ["combine", *tables, "-o", output]
-    interrupt([*args, "--pixfrac", "0.8"], 2)
+    interrupt([*args, "--pixfrac", "0.8"], 1)
     assert (tmp_path / ".o.zarr.work").is_dir() and not output.exists()
     for others, words in [
         ([], ["pixfrac", "0.8", "0.6"]),

@@ -19,9 +19,12 @@ from . import geometry
 from .exposure import Exposure, Placement
 from .plan import PIECE_ROWS, ROW_READ
 from .store import (
+    AnyStore,
     Block,
     DiskStore,
     MemoryStore,
+    PositionedStore,
+    bin_range,
     block_limits,
     describe,
     finish_store,
@@ -85,7 +88,7 @@ def load_tables(
     settings: Settings,
 ) -> MemoryStore:
     """Read tables into a store in memory, with their rows positioned and scaled."""
-    store = MemoryStore(exposures)
+    store = MemoryStore([describe(e) for e in exposures], exposures)
     blocks: list[Block] = []
     rows = int(0.4 * settings.memory_limit / settings.threads / _BLOCK_ROW_BYTES)
     run_tasks(
@@ -98,6 +101,34 @@ def load_tables(
     for block in sorted(blocks, key=lambda b: (b.exposure, b.number)):
         store.exposures[block.exposure].blocks.append(block)
     return store
+
+
+def position_store(
+    store: DiskStore,
+    placements: Sequence[Placement],
+    vacuum: bool,
+    wave_range: tuple[float, float],
+    settings: Settings,
+) -> PositionedStore:
+    """Position the rows of a store on disk within a wavelength range, once for all chunks."""
+    result = PositionedStore(store, placements, vacuum, wave_range)
+    blocks: list[Block] = []
+    run_tasks(
+        result.position,
+        [block for exposure in store.exposures for block in exposure.blocks],
+        n_workers=settings.threads,
+        label="positions",
+        on_result=lambda _, block: blocks.append(block),
+    )
+    for block in sorted(blocks, key=lambda b: (b.exposure, b.number)):
+        result.exposures[block.exposure].blocks.append(block)
+    return result
+
+
+def rows_in_range(store: DiskStore, wave_range: tuple[float, float]) -> int:
+    """Number of rows of a store in the bins of a wavelength range."""
+    first, last = bin_range(*wave_range)
+    return sum(int(b.bins[last] - b.bins[first]) for e in store.exposures for b in e.blocks)
 
 
 def _write(inputs: str, stamp: int, folder: str, wave_range: tuple[float, float], task: _BlockTask) -> Block:
@@ -179,7 +210,8 @@ def build_store(
     state.unlink()
     return DiskStore(folder)
 
-def store_task(store: DiskStore | MemoryStore) -> Any:
+def store_task(store: AnyStore) -> Any:
+    """What a task gets of a store: a path, which any process can open, unless it has something in memory."""
     return str(store.path) if isinstance(store, DiskStore) else store
 
 

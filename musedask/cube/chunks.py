@@ -21,7 +21,7 @@ from ..compute import give_back_arrays, run_tasks
 from .build import open_store, store_task, unpickle
 from .plan import Plan
 from .resample import STEPS, Job, Window, resample_chunk
-from .store import DiskStore, MemoryStore
+from .store import AnyStore
 from .work import Settings
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class _ChunkSpec:
     cube: str
     marks: str
     keep_cosmics: bool
-    in_memory: bool
+    is_tight: bool
 
 
 @lru_cache(maxsize=2)
@@ -56,7 +56,7 @@ def _run_chunk(spec: _ChunkSpec, item: tuple[int, Window]) -> NDArray[np.float64
     from ..io.cube import write_region
 
     number, window = item
-    if not spec.in_memory:
+    if spec.is_tight:
         give_back_arrays()
     job: Job = unpickle(spec.job_path, spec.stamp)
     store = open_store(spec.store, spec.stamp) if isinstance(spec.store, str) else spec.store
@@ -88,7 +88,7 @@ def _joined(cosmics: Sequence[tuple[int, NDArray[np.int32]]]) -> dict[str, NDArr
 
 
 def run_chunks(
-    job: Job, store: MemoryStore | DiskStore, plan: Plan, products: Products, settings: Settings, resumed: bool
+    job: Job, store: AnyStore, plan: Plan, products: Products, settings: Settings, resumed: bool
 ) -> None:
     folder = settings.scratch
     cube = folder / "cube.zarr"
@@ -116,10 +116,11 @@ def run_chunks(
     items = [(k, window) for k, window in enumerate(plan.windows()) if k not in done]
     if done:
         log.info("%d of %d chunks are finished already", len(done), plan.n_tasks)
+    # arrays that are given back at once have to be asked for again, which takes time
+    is_tight = settings.client is not None or plan.peak_bytes > 0.5 * settings.memory_limit
     spec = _ChunkSpec(
-        store_task(store), time.time_ns(), str(job_path), str(cube), str(marks), products.keep_cosmics,
-        store.in_memory,
-    )  # fmt: skip
+        store_task(store), time.time_ns(), str(job_path), str(cube), str(marks), products.keep_cosmics, is_tight
+    )
     statistics = np.zeros(7 + len(STEPS) + 1)
 
     def add(_: Any, values: NDArray[np.float64]) -> None:

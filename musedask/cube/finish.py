@@ -108,6 +108,11 @@ class Products:
         return "combined" in self.saves or "positioned" in self.saves
 
     @property
+    def needs_rows(self) -> bool:
+        """Whether anything but the cube is made of the rows."""
+        return self.saves_tables or bool(self.values.get("stacked"))
+
+    @property
     def separate_images(self) -> bool:
         """Whether field-of-view images are FITS files of their own."""
         return self.fits is not None and not self.format.startswith("x")
@@ -129,7 +134,7 @@ class Products:
 
     def check_sources(self) -> None:
         """Make sure that the files that a store was made of are there, if they are needed once more."""
-        if self.saves_tables or self.values.get("stacked"):
+        if self.needs_rows:
             from .rows import check_sources
 
             check_sources(self.exposures)
@@ -268,7 +273,7 @@ class Products:
 
     def write_rows(self, job: Job, store: MemoryStore | DiskStore, settings: Settings) -> None:
         """Write what is made of rows: pixel tables, and the stacked image."""
-        if self.saves_tables or self.values.get("stacked"):
+        if self.needs_rows:
             from .rows import write_tables
 
             write_tables(self, job, store, settings)

@@ -14,9 +14,13 @@ Record columns: 0 xpos, 1 ypos, 2 lambda, 3 data, 4 stat, 5 weight (float32), 6 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from .params import METHODS
@@ -33,6 +37,31 @@ _DBL_MIN = 2.2250738585072014e-308
 _ZN = 1.0 / 1.25
 
 
+#: how far ahead of its use a place in memory is asked for
+_AHEAD = 12
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _prefetch(typing_context: Any, array: Any, index: Any) -> Any:
+    """Have the memory at ``array[index]`` (or ``array[index, 0]``) fetched for writing; it is not read."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = signature.args[0]
+        made = context.make_array(kind)(context, builder, arguments[0])
+        first = context.cast(builder, arguments[1], signature.args[1], types.intp)
+        zero = context.get_constant(types.intp, 0)
+        place = cgutils.get_item_pointer(context, builder, kind, made, [first] + [zero] * (kind.ndim - 1))
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), [byte, word, word, word]), "llvm.prefetch.p0i8"
+        )
+        # for writing, into all caches, data
+        builder.call(function, [builder.bitcast(place, byte), word(1), word(3), word(1)])
+        return context.get_dummy_value()
+
+    return types.void(array, index), generate
+
+
 @njit(cache=True, nogil=True)
 def count_rows(keys: NDArray[np.int32], counts: NDArray[np.int64]) -> int:
     """Count the rows of each voxel, voxel v at ``counts[v + 1]``; returns how many are inside."""
@@ -42,6 +71,19 @@ def count_rows(keys: NDArray[np.int32], counts: NDArray[np.int64]) -> int:
             counts[key + 1] += 1
             total += 1
     return total
+
+
+@njit(cache=True, nogil=True)
+def pack_rows(rows, keys):  # type: ignore[no-untyped-def]
+    """Move the rows that are inside, and their keys, to the front, in place."""
+    n = 0
+    for k in range(rows.shape[0]):
+        if keys[k] >= 0:
+            if n != k:
+                for c in range(RECORD):
+                    rows[n, c] = rows[k, c]
+                keys[n] = keys[k]
+            n += 1
 
 
 @njit(cache=True, nogil=True)
@@ -68,7 +110,11 @@ def scatter_rows(  # type: ignore[no-untyped-def]
         Float32 and int32 view of the sorted records.
     """
     constant = np.float32(weight)
-    for k in range(rows.shape[0]):
+    n = rows.shape[0]
+    for k in range(n):
+        # the places are as good as random: without this, the loop only waits for memory
+        if k + _AHEAD < n and keys[k + _AHEAD] >= 0:
+            _prefetch(out, cursor[keys[k + _AHEAD]])  # type: ignore[call-arg]
         key = keys[k]
         if key < 0:
             continue
@@ -295,19 +341,21 @@ def finish(sums, shape, data, stat, weight):  # type: ignore[no-untyped-def]
         Sum of the weights, if wanted.
     """
     nx, ny, nz = shape
-    for z in range(nz):
-        for j in range(ny):
-            for i in range(nx):
-                v = (i * ny + j) * nz + z
-                w = sums[v, 0]
-                if abs(w) >= _DBL_MIN and math.isfinite(w):
-                    data[z, j, i] = np.float32(sums[v, 1] / w)
-                    stat[z, j, i] = np.float32(sums[v, 2] / (w * w))
-                else:
-                    data[z, j, i] = np.nan
-                    stat[z, j, i] = np.nan
-                if weight.shape[0]:
-                    weight[z, j, i] = np.float32(w)
+    for j in range(ny):
+        # sums run along z, the output along x: a part of a row at a time, so that either is in the cache
+        for first in range(0, nx, 16):
+            for z in range(nz):
+                for i in range(first, min(first + 16, nx)):
+                    v = (i * ny + j) * nz + z
+                    w = sums[v, 0]
+                    if abs(w) >= _DBL_MIN and math.isfinite(w):
+                        data[z, j, i] = np.float32(sums[v, 1] / w)
+                        stat[z, j, i] = np.float32(sums[v, 2] / (w * w))
+                    else:
+                        data[z, j, i] = np.nan
+                        stat[z, j, i] = np.nan
+                    if weight.shape[0]:
+                        weight[z, j, i] = np.float32(w)
 
 
 @njit(cache=True, nogil=True)

@@ -23,16 +23,17 @@ from .exposure import Placement
 from .grid import Grid, Limits, check_overlap, make_grid
 from .kernels import RECORD
 from .params import MAKE_CUBE, ResampleParams
-from .plan import Plan, make_plan
+from .plan import ROW_HELD, ROW_POSITION, Plan, make_plan
 from .resample import block_box
 from .store import (
     BIN_START,
     BIN_WIDTH,
     N_BINS,
     ROW_BYTES,
+    AnyStore,
     Block,
     DiskStore,
-    MemoryStore,
+    PositionedStore,
     StoredExposure,
     prepare,
 )
@@ -54,7 +55,8 @@ def _block_extremes(
     extremes = np.array([np.inf, -np.inf] * 3)
     from .resample import read_pieces
 
-    for rows in read_pieces(store, block, wave_range):
+    for read in read_pieces(store, block, wave_range):
+        rows = read()
         prepare(rows, placements[block.exposure], vacuum)
         geometry.row_limits(rows, extremes)
     return extremes
@@ -80,7 +82,7 @@ def _known_extremes(
 
 
 def find_limits(
-    store: MemoryStore | DiskStore,
+    store: AnyStore,
     placements: Sequence[Placement],
     vacuum: bool,
     wave_range: tuple[float, float],
@@ -98,7 +100,7 @@ def find_limits(
         for block in exposure.blocks:
             if block.n_rows == 0:
                 continue
-            if store.in_memory:
+            if store.prepared:
                 merge(np.array(block.limits))
                 continue
             if block.limits[5] < wave_range[0] or block.limits[4] > wave_range[1]:
@@ -127,7 +129,7 @@ def find_limits(
 
 def find_grid(
     recipe: Recipe,
-    store: MemoryStore | DiskStore,
+    store: AnyStore,
     header: fits.Header,
     extremes: NDArray[np.float64],
     wave_range: tuple[float, float],
@@ -149,7 +151,7 @@ def find_grid(
         raise InputError(f"{store.exposures[0].name}: {error}") from error
 
 
-def _cumulative(store: MemoryStore | DiskStore, grid: Grid, wave_range: tuple[float, float]) -> NDArray[np.float64]:
+def _cumulative(store: AnyStore, grid: Grid, wave_range: tuple[float, float]) -> NDArray[np.float64]:
     """Number of rows before each plane, from the histograms of the blocks."""
     counts = np.zeros(N_BINS)
     for exposure in store.exposures:
@@ -170,13 +172,13 @@ def _cumulative(store: MemoryStore | DiskStore, grid: Grid, wave_range: tuple[fl
 
 
 def _tile_fraction(
-    store: MemoryStore | DiskStore, placements: Sequence[Placement], grid: Grid
+    store: AnyStore, placements: Sequence[Placement], grid: Grid
 ) -> Callable[[int, int, int, int], float]:
     """Share of rows in a tile, taking each block's rows as spread evenly over its box."""
     boxes, sizes = [], []
     for number, exposure in enumerate(store.exposures):
         for block in exposure.blocks:
-            box = block_box(block, exposure, placements[number], grid, prepared=store.in_memory)
+            box = block_box(block, exposure, placements[number], grid, prepared=store.prepared)
             boxes.append(box or (0.0, grid.nx - 1.0, 0.0, grid.ny - 1.0))
             sizes.append(block.n_rows)
     b = np.array(boxes)
@@ -196,7 +198,7 @@ def _tile_fraction(
 
 
 def plan_chunks(
-    store: MemoryStore | DiskStore,
+    store: AnyStore,
     grid: Grid,
     params: ResampleParams,
     placements: Sequence[Placement],
@@ -215,6 +217,7 @@ def plan_chunks(
         settings.memory_limit,
         settings.threads,
         rows_in_memory=in_memory,
+        row_bytes=ROW_POSITION if isinstance(store, PositionedStore) else ROW_HELD,
         maps=params.weight_map,
         disk_bytes=disk,
         chunk=chunks,
@@ -269,6 +272,7 @@ def dry_run_plan(
         settings.memory_limit,
         settings.threads,
         rows_in_memory=in_memory,
+        row_bytes=ROW_POSITION if stored else ROW_HELD,
         maps=params.weight_map,
         disk_bytes=voxels * 8 + (0 if in_memory or stored else total * ROW_BYTES),
         chunk=chunks,

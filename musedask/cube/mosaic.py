@@ -17,16 +17,16 @@ from ..errors import InputError
 from ..io.files import publish
 from ..io.headers import PIXTABLE
 from ..recipe import Recipe
-from .build import build_store, load_tables
+from .build import build_store, load_tables, position_store, rows_in_range
 from .chunks import run_chunks
 from .cosmics import direction
 from .exposure import Exposure, Placement, group_exposures, needs_cut, place, require
 from .grid import check_overlap
 from .layout import ALL_WAVES, dry_run_plan, find_grid, find_limits, plan_chunks
 from .params import EXP_COMBINE, EXTRA, MAKE_CUBE, ResampleParams
-from .plan import check_memory
+from .plan import ROW_HELD, ROW_POSITION, check_memory, rows_fit
 from .resample import Job
-from .store import ROW_BYTES, DiskStore, MemoryStore, StoredExposure, describe
+from .store import ROW_BYTES, AnyStore, DiskStore, MemoryStore, StoredExposure, describe
 from .work import PathLike, check_disk, check_outputs, list_outputs, make_settings, work
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def combine(
     chunks : tuple of int, optional
         Chunk ``(wavelength, y, x)`` of a task, instead of a planned one.
     in_memory : bool, optional
-        Whether to keep the rows in memory; by default if they fit.
+        Whether to keep the rows of tables, or the positions of those of a store, in memory; by default if they fit.
     overwrite : bool
         Whether existing outputs may be replaced.
     dry_run : bool
@@ -298,35 +298,46 @@ def _make(
         "output_wcs": asdict(wcs) if wcs is not None else None,
     }
     total = sum(e.n_rows for e in exposures) if inputs.store else sum(e.n_rows for e in inputs.exposures)
+    row_bytes = ROW_HELD if inputs.store is None else ROW_POSITION
+    held = total if inputs.store is None else rows_in_range(inputs.store, wave_range)
     if in_memory is None:
-        # leave more than half of the limit to the tasks
-        in_memory = inputs.store is None and total * ROW_BYTES < 0.4 * settings.memory_limit
-    in_memory = in_memory and settings.client is None and inputs.store is None
+        in_memory = rows_fit(held, row_bytes, settings.memory_limit, settings.threads)
+    in_memory = in_memory and settings.client is None
+    if inputs.store is not None and (products.needs_rows or not products.makes_cube):
+        # whatever else is made of rows takes them from the store
+        in_memory = False
     if not in_memory:
         check_memory(settings.memory_limit, settings.threads)
+    if inputs.store is None:
+        where = "kept in memory" if in_memory else "sorted on disk"
+    else:
+        where = "in the store" + (f", positions of {held} kept in memory" if in_memory else "")
     log.info(
         "%d exposure%s, %d pixels (%s): rows %s",
-        len(exposures), "s" if len(exposures) > 1 else "", total, format_bytes(total * ROW_BYTES),
-        "kept in memory" if in_memory else ("in the store" if inputs.store else "sorted on disk"),
+        len(exposures), "s" if len(exposures) > 1 else "", total, format_bytes(total * ROW_BYTES), where,
     )  # fmt: skip
     if not in_memory and inputs.store is None and not dry_run:
         check_disk((settings.scratch / "store", total * ROW_BYTES))
     if dry_run:
         stored = inputs.store is not None
+        n_rows = held if in_memory else total
         dry_run_plan(
-            exposures, header, params, wcs, placements, settings, total, chunks, in_memory=in_memory, stored=stored
+            exposures, header, params, wcs, placements, settings, n_rows, chunks, in_memory=in_memory, stored=stored
         )
         return None
 
     with MemoryMonitor() as monitor, work(settings, description) as resumed:
         with timer("rows"):
-            store: MemoryStore | DiskStore
-            if in_memory:
-                store = load_tables(inputs.exposures, placements, vacuum, wave_range, settings)
-            elif inputs.store is not None:
-                store = inputs.store
+            rows: MemoryStore | DiskStore
+            if inputs.store is not None:
+                rows = inputs.store
+            elif in_memory:
+                rows = load_tables(inputs.exposures, placements, vacuum, wave_range, settings)
             else:
-                store = build_store(inputs.exposures, settings.scratch / "store", wave_range, settings)
+                rows = build_store(inputs.exposures, settings.scratch / "store", wave_range, settings)
+            store: AnyStore = rows
+            if in_memory and inputs.store is not None:
+                store = position_store(inputs.store, placements, vacuum, wave_range, settings)
         with timer("limits"):
             limits = find_limits(store, placements, vacuum, wave_range, settings)
             grid = find_grid(recipe, store, header, limits, wave_range, params, wcs, placements)
@@ -354,7 +365,7 @@ def _make(
         if plan is None:
             list_outputs(settings, products.files())
             with timer("FITS"):
-                products.write_rows(job, store, settings)
+                products.write_rows(job, rows, settings)
         else:
             cube = settings.scratch / "cube.zarr"
             with timer("cube"):
@@ -363,7 +374,7 @@ def _make(
                 products.finish_cube(cube, settings)
             list_outputs(settings, products.files())
             with timer("FITS"):
-                products.write(cube, job, store, settings)
+                products.write(cube, job, rows, settings)
             cube_path = products.publish(cube)
     log.info("wrote %s", describe_outputs(products))
     log.info("time: %s", timer.describe())

@@ -16,6 +16,8 @@ from .kernels import RECORD
 #: what a task holds per row: its key, the record sorted into voxels, its value once more; from disk also the record
 ROW_SORTED = 4 + 4 * RECORD + 4
 ROW_READ = 4 * RECORD
+#: what is held of every row all the time, of rows in memory and of a store whose rows are positioned beforehand
+ROW_HELD, ROW_POSITION = ROW_READ, 8
 #: per voxel of the window: two counters; per voxel of the chunk: three sums and two results, in file order
 VOXEL_WINDOW = 16
 VOXEL_CHUNK = 24 + 8
@@ -28,6 +30,10 @@ PIECE_ROWS = 1 << 16
 _ROOM = 16_000_000
 #: a task of this many rows is long enough to hide its start; longer ones only balance worse
 TASK_ROWS = 9_000_000
+#: the same where rows are read again cheaply: memory for more of them costs more time than it saves
+TASK_ROWS_HELD = 4_500_000
+#: time to read the rows of another part of the field in vain, in units of the time to resample them
+_READING, _READING_HELD = 0.15, 0.05
 _INNER = 128
 #: share of the memory limit that is planned with
 _PLANNED = 0.9
@@ -50,7 +56,7 @@ class Plan:
     task_bytes : int
         Expected peak of one task.
     fixed_bytes : int
-        What is held during all tasks (the rows, if they are in memory).
+        What is held during all tasks (the rows or their positions, if they are in memory).
     disk_bytes : int
         Disk space for the store and the cube.
     """
@@ -119,6 +125,11 @@ def _part(n: int) -> int:
     return -(-n // max(1, round(n / _INNER)))
 
 
+def _even(nz: int, height: int) -> int:
+    """The next height that Zarr chunks of a sensible number of planes divide."""
+    return next((c for c in range(height, height + 4) if c <= nz and _divisor(c, 16) >= min(c, 5)), height)
+
+
 def _whole(n: int, size: int) -> int:
     """The next length of a chunk that is a whole number of inner chunks: a shard is exactly one chunk."""
     while n < size and n % _part(n):
@@ -138,7 +149,7 @@ def task_bytes(
     window, chunk : float
         Voxels with and without halo.
     rows_in_memory : bool
-        Whether the rows are held by the store already.
+        Whether the store gives the rows, positioned, as often as they are needed: a task keeps no copies.
     maps : bool
         Whether weights and numbers of pixels are kept.
     """
@@ -153,6 +164,12 @@ def usable_threads(memory: int, n_threads: int) -> int:
     """How many threads to use of those there are: a few that have room rather than many that have none."""
     least = task_bytes(0, 0, 0, rows_in_memory=False, maps=False) + _ROOM
     return max(1, min(n_threads, int(_PLANNED * memory / least)))
+
+
+def rows_fit(n_rows: int, row_bytes: int, memory: int, n_threads: int) -> bool:
+    """Whether so much of each row may be kept in memory: most of the memory, and enough a thread, is left to tasks."""
+    least = task_bytes(0, 0, 0, rows_in_memory=True, maps=False) + _ROOM
+    return n_rows * row_bytes < min(0.4 * memory, _PLANNED * memory - n_threads * least)
 
 
 def check_memory(memory: int, n_threads: int) -> None:
@@ -185,6 +202,7 @@ def make_plan(
     n_threads: int,
     *,
     rows_in_memory: bool,
+    row_bytes: int = ROW_HELD,
     maps: bool = False,
     disk_bytes: int = 0,
     chunk: tuple[int, int, int] | None = None,
@@ -205,11 +223,13 @@ def make_plan(
     tile_fraction : callable
         ``(y0, y1, x0, x1)`` -> share of all rows that fall there.
     memory : int
-        Bytes for all tasks together, and the rows if they are in memory; nine tenths of it are planned with.
+        Bytes for all tasks together, and what is held of the rows; nine tenths of it are planned with.
     n_threads : int
         Tasks at a time.
     rows_in_memory, maps : bool
         See `task_bytes`.
+    row_bytes : int
+        What is held of each row if `rows_in_memory`.
     disk_bytes : int
         Disk space, for the record.
     chunk : tuple of int, optional
@@ -222,7 +242,7 @@ def make_plan(
     """
     nz, ny, nx = shape
     total = float(cumulative[-1])
-    fixed = int(total * ROW_READ) if rows_in_memory else 0
+    fixed = int(total * row_bytes) if rows_in_memory else 0
     budget = (_PLANNED * memory - fixed) / n_threads
 
     fractions: dict[tuple[int, int], float] = {}
@@ -261,28 +281,30 @@ def make_plan(
         size, rows = cost(cz, cy, cx)
         return _finish(shape, (cz, cy, cx), size, rows, budget, n_threads, fixed, disk_bytes, rows_in_memory)
 
-    # enough tasks to keep all threads busy to the end
-    largest = max(1, -(-nz // (4 * n_threads)))
-    heights = [c for c in (64, 48, 32, 24, 16, 12, 8, 6, 4, 2, 1) if c <= nz] or [nz]
+    # enough tasks to keep all threads busy to the end; of few planes the halo would cost more than an idle thread
+    largest = max(1, -(-nz // (2 * n_threads)))
+    largest = min(max(_even(nz, largest), 8), nz)
+    heights = [c for c in sorted({64, 48, 32, 24, 16, 12, 8, 6, 4, 2, 1, largest}, reverse=True) if c <= nz]
+    most, reading = (TASK_ROWS_HELD, _READING_HELD) if rows_in_memory else (TASK_ROWS, _READING)
     best: tuple[float, tuple[int, int, int], int, float] | None = None
     feasible = 0
     sizes = []
     for tiles in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 256, 512, 1024, 2048, 4096):
         if feasible and tiles > 4 * feasible:
             break
-        # split the longer side first
-        ty = min(max(1, round(math.sqrt(tiles * ny / nx))), ny)
+        # split the longer side first; else y, along which the IFUs of an exposure lie if it is not rotated
+        ty = min(max(1, round(math.sqrt(tiles * ny / nx) + 0.2)), ny)
         tx = min(-(-tiles // ty), nx)
         cy, cx = _whole(-(-ny // ty), ny), _whole(-(-nx // tx), nx)
         share = fraction(cy, cx)
         sizes.append(cost(1, cy, cx)[0])
         for cz in heights:
             size, rows = cost(cz, cy, cx)
-            if size > budget or (rows > TASK_ROWS and cz > 8) or (cz > largest and cz > 8):
+            if size > budget or (rows > most and cz > 8) or cz > largest:
                 continue
             # work: resampling with halo, and reading rows that other parts of the field need too
-            overlap = (1 + 2 * halo / cz) * (1 + 2 * halo / cy) * (1 + 2 * halo / cx)
-            work = overlap * (1 + 0.15 * max(0.0, 1 / max(share, 1e-3) - 1))
+            overlap = math.prod(1 + 2 * halo * (-(-n // c) - 1) / n for n, c in zip(shape, (cz, cy, cx), strict=True))
+            work = overlap * (1 + reading * max(0.0, 1 / max(share, 1e-3) - 1))
             if best is None or work < best[0]:
                 best = (work, (cz, cy, cx), size, rows)
             feasible = feasible or tiles

@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,8 +22,7 @@ from .exposure import Placement
 from .grid import Grid
 from .kernels import RECORD
 from .params import ResampleParams
-from .plan import PIECE_ROWS
-from .store import Block, StoredExposure, bin_range, prepare
+from .store import Block, StoredExposure, bin_pieces, bin_range, cut_rows, prepare
 
 Window = tuple[int, int, int, int, int, int]
 
@@ -31,15 +31,28 @@ STEPS = ("read and index", "sort", "cosmic rays", "resample")
 
 
 class Store(Protocol):
-    """What a chunk needs of a pixel store."""
+    """What a chunk needs of a pixel store.
+
+    Attributes
+    ----------
+    in_memory : bool
+        Whether `read` gives views of rows in memory.
+    prepared : bool
+        Whether rows are positioned and scaled, and limits of the blocks are those of such rows.
+    exposures : list of StoredExposure
+    """
 
     in_memory: bool
+    prepared: bool
     exposures: list[StoredExposure]
 
     def read(
         self, block: Block, bins: tuple[int, int], out: NDArray[np.float32] | None = None
     ) -> NDArray[np.float32]:
         """Rows of a range of wavelength bins of a block; a store on disk puts them into `out`."""
+
+    def size(self, block: Block, bins: tuple[int, int]) -> int:
+        """Values that `out` must have room for."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +118,10 @@ class _Workspace(threading.local):
         size = n * np.dtype(dtype).itemsize
         held = self._arrays.get(name)
         if held is None or len(held) < size:
-            # the old one goes first
+            # the old one goes first; what is not touched of the new one costs nothing, and the next task may need it
             self._arrays.pop(name, None)
             del held
-            held = self._arrays[name] = np.empty(size, np.uint8)
+            held = self._arrays[name] = np.empty(size + size // 4, np.uint8)
         return held[:size].view(dtype)
 
 
@@ -179,10 +192,30 @@ def _grow(low: int, high: int, by: int, n: int) -> tuple[int, int]:
     return max(low - by, 0), min(high + by, n)
 
 
-def _pieces(
-    job: Job, store: Store, outer: Window, n_exact: NDArray[np.int64]
-) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.int32]]]:
-    """Rows that may lie in a window, piece by piece: exposure, prepared rows, keys."""
+@dataclass
+class _Piece:
+    """Rows that may lie in a window.
+
+    Attributes
+    ----------
+    exposure : int
+    rows : callable
+        Returns the prepared rows, until the next piece is asked for.
+    keys : ndarray of int32
+        Voxels of the rows.
+    """
+
+    exposure: int
+    rows: Callable[[], NDArray[np.float32]]
+    keys: NDArray[np.int32]
+
+
+def _same(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    return rows
+
+
+def _pieces(job: Job, store: Store, outer: Window, n_exact: NDArray[np.int64]) -> Iterator[_Piece]:
+    """Rows that may lie in a window, piece by piece."""
     grid = job.grid
     low, high = grid.plane_edges(outer[0], outer[1])
     if grid.vacuum:
@@ -200,24 +233,25 @@ def _pieces(
             if first == last:
                 continue
             if not whole_field and not block_overlaps(
-                block, exposure, job.placements[number], grid, outer, prepared=store.in_memory
+                block, exposure, job.placements[number], grid, outer, prepared=store.prepared
             ):
                 continue
-            for rows in read_pieces(store, block, job.wave_range, bins):
-                if not store.in_memory:
+            for read in read_pieces(store, block, job.wave_range, bins):
+                rows = read()
+                if not store.prepared:
                     prepare(rows, job.placements[number], grid.vacuum)
                 keys = np.empty(len(rows), np.int32)
                 geometry.voxel_index(
                     rows, wcs, zero, grid.celestial, grid.crval3, grid.cd33, grid.crpix3, grid.is_log,
                     shape, outer_array, True, keys, n_exact,
                 )  # fmt: skip
-                yield number, rows, keys
+                yield _Piece(number, read if store.prepared else partial(_same, rows), keys)
 
 
 def read_pieces(
     store: Store, block: Block, wave_range: tuple[float, float], bins: tuple[int, int] | None = None
-) -> Iterator[NDArray[np.float32]]:
-    """Rows of a block within a wavelength range.
+) -> Iterator[Callable[[], NDArray[np.float32]]]:
+    """Functions that read the rows of a block within a wavelength range.
 
     From disk they come in pieces, so that rows that turn out to lie outside the window are never
     held all at once; each piece is overwritten by the next.  From memory they come whole, not copied.
@@ -225,23 +259,20 @@ def read_pieces(
     if bins is None:
         bins = bin_range(*wave_range)
     if store.in_memory:
-        yield store.read(block, bins)
+        yield partial(store.read, block, bins)
         return
-    cut = block.limits[4] < wave_range[0] or block.limits[5] > wave_range[1]
-    first = bins[0]
-    while first < bins[1]:
-        target = block.bins[first] + PIECE_ROWS
-        last = int(np.searchsorted(block.bins, target, side="right")) - 1
-        last = min(max(last, first + 1), bins[1])
-        n = int(block.bins[last] - block.bins[first])
-        rows = store.read(block, (first, last), _workspace.get("piece", n * RECORD, np.float32))
+    low, high = (np.float32(w) for w in wave_range)
+    cut = not store.prepared and (block.limits[4] < low or block.limits[5] > high)
+
+    def read(part: tuple[int, int]) -> NDArray[np.float32]:
+        rows = store.read(block, part, _workspace.get("piece", store.size(block, part), np.float32))
         if cut:
-            low, high = (np.float32(w) for w in wave_range)
-            wave = rows[:, kernels.WAVE]
-            rows = rows[(wave >= low) & (wave <= high)]
-        if len(rows):
-            yield rows
-        first = last
+            edges = block.bins[part[0] : part[1] + 1] - block.bins[part[0]]
+            rows = rows[: cut_rows(rows, edges, low, high)]
+        return rows
+
+    for part in bin_pieces(block, bins):
+        yield partial(read, part)
 
 
 def block_overlaps(
@@ -314,21 +345,24 @@ def _resample(job: Job, store: Store, whole: Window, part: Window, out: Chunk, k
     n_exact = np.zeros(1, np.int64)
 
     clock = [time.perf_counter()]
-    held: list[tuple[int, NDArray[np.float32], NDArray[np.int32]]] = []
+    held: list[_Piece] = []
     counts = _workspace.get("offsets", n_voxels + 1, np.int64)
     counts[:] = 0
     total = 0
-    for number, rows, keys in _pieces(job, store, outer, n_exact):
-        kept = kernels.count_rows(keys, counts)
+    for piece in _pieces(job, store, outer, n_exact):
+        kept = kernels.count_rows(piece.keys, counts)
         if not kept:
             continue
         total += kept
         if total > job.max_rows and n_voxels > 1:
             raise _TooManyRows
-        if not store.in_memory:
-            inside = keys >= 0
-            rows, keys = rows[inside], keys[inside]
-        held.append((number, rows, keys))
+        if not store.prepared:
+            # to position them again, and to read them from a real disk again, would take longer than to copy them
+            rows = piece.rows()
+            kernels.pack_rows(rows, piece.keys)
+            rows, keys = rows[:kept].copy(), piece.keys[:kept].copy()
+            piece = _Piece(piece.exposure, partial(_same, rows), keys)
+        held.append(piece)
     out.statistics[0] += total
     out.statistics[1] += n_exact[0]
     sel = np.s_[z0 - whole[0] : z1 - whole[0], y0 - whole[2] : y1 - whole[2], x0 - whole[4] : x1 - whole[4]]
@@ -348,11 +382,13 @@ def _resample(job: Job, store: Store, whole: Window, part: Window, out: Chunk, k
     bits = records.view(np.int32)
     held.reverse()
     while held:
-        number, rows, keys = held.pop()
+        piece = held.pop()
+        rows = piece.rows()
         kernels.scatter_rows(
-            rows, rows.view(np.int32), keys, number, job.placements[number].weight, offsets, cursor, records, bits
-        )
-        del rows, keys
+            rows, rows.view(np.int32), piece.keys, piece.exposure, job.placements[piece.exposure].weight,
+            offsets, cursor, records, bits,
+        )  # fmt: skip
+        del rows, piece
 
     clock.append(time.perf_counter())
     if params.crsigma > 0:

@@ -260,7 +260,8 @@ class Rows:
     def pieces(self, window: Window) -> Iterator[NDArray[np.float32]]:
         """Prepared rows among which are those of a window, in any order."""
         if isinstance(self.store, DiskStore):
-            for rows in read_pieces(self.store, window.block, self.wave_range):
+            for read in read_pieces(self.store, window.block, self.wave_range):
+                rows = read()
                 prepare(rows, self.placement, self.vacuum)
                 yield rows
         elif self.original:

@@ -14,8 +14,8 @@ import json
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -31,6 +31,7 @@ from ..io.pixtable import Stage
 from . import geometry
 from .exposure import Exposure, Placement, Source
 from .kernels import DATA, DQ, RECORD, ROW, STAT, WAVE, WEIGHT, X, Y
+from .plan import PIECE_ROWS
 
 log = logging.getLogger("musedask")
 
@@ -119,6 +120,51 @@ def bin_range(low: float, high: float) -> tuple[int, int]:
         return first, first
     # the outermost bins hold everything beyond them
     return first, max(min(last, N_BINS), first + 1)
+
+
+def bin_pieces(block: Block, bins: tuple[int, int]) -> Iterator[tuple[int, int]]:
+    """Cut a range of bins of a block into ranges of about `PIECE_ROWS` rows, none of them empty."""
+    first = bins[0]
+    while first < bins[1]:
+        target = block.bins[first] + PIECE_ROWS
+        last = int(np.searchsorted(block.bins, target, side="right")) - 1
+        last = min(max(last, first + 1), bins[1])
+        if block.bins[last] > block.bins[first]:
+            yield first, last
+        first = last
+
+
+@njit(cache=True, nogil=True)
+def cut_rows(rows, edges, low, high):  # type: ignore[no-untyped-def]
+    """Drop rows outside of a wavelength range, in place, and move the starts of the bins accordingly.
+
+    Parameters
+    ----------
+    rows : ndarray of float32, shape (n, 8)
+    edges : ndarray of int64, shape (n_bins + 1,)
+        Where each bin starts, from 0 to n.
+    low, high : float32
+        The range; its borders belong to it.
+
+    Returns
+    -------
+    int
+        Number of rows left.
+    """
+    kept = 0
+    start = edges[0]
+    for b in range(edges.shape[0] - 1):
+        stop = edges[b + 1]
+        for k in range(start, stop):
+            if rows[k, WAVE] < low or rows[k, WAVE] > high:
+                continue
+            if kept != k:
+                for c in range(rows.shape[1]):
+                    rows[kept, c] = rows[k, c]
+            kept += 1
+        start = stop
+        edges[b + 1] = kept
+    return kept
 
 
 @njit(cache=True, nogil=True)
@@ -311,13 +357,22 @@ def describe(exposure: Exposure) -> StoredExposure:
 
 
 class MemoryStore:
-    """A store whose blocks are arrays, prepared in place once the placements are known."""
+    """A store whose blocks are arrays of rows that are positioned and scaled already.
+
+    Parameters
+    ----------
+    exposures : sequence of StoredExposure
+        Without their blocks.
+    inputs : sequence of Exposure
+        The tables that the rows are of, if they come from tables.
+    """
 
     in_memory = True
+    prepared = True
 
-    def __init__(self, exposures: Sequence[Exposure]) -> None:
-        self.inputs = exposures
-        self.exposures = [describe(e) for e in exposures]
+    def __init__(self, exposures: Sequence[StoredExposure], inputs: Sequence[Exposure] = ()) -> None:
+        self.inputs = inputs
+        self.exposures = list(exposures)
         self._rows: dict[tuple[int, int], NDArray[np.float32]] = {}
 
     def add(self, block: Block, rows: NDArray[np.float32]) -> None:
@@ -333,6 +388,10 @@ class MemoryStore:
     ) -> NDArray[np.float32]:
         """Rows of a range of bins (not a copy)."""
         return self.rows(block)[block.bins[bins[0]] : block.bins[bins[1]]]
+
+    def size(self, block: Block, bins: tuple[int, int]) -> int:
+        """Values that `read` needs room for: none."""
+        return 0
 
 
 class DiskStore:
@@ -351,6 +410,7 @@ class DiskStore:
     """
 
     in_memory = False
+    prepared = False
 
     def __init__(self, path: str | os.PathLike[str], *, check_sources: bool = True) -> None:
         self.path = Path(path)
@@ -417,6 +477,98 @@ class DiskStore:
             except FileNotFoundError as error:
                 raise StoreError(f"{path}: no such file; the store is damaged") from error
         return rows
+
+    def size(self, block: Block, bins: tuple[int, int]) -> int:
+        """Values that `read` needs room for."""
+        return int(block.bins[bins[1]] - block.bins[bins[0]]) * RECORD
+
+
+class PositionedStore:
+    """A wavelength range of a store on disk, with the positions of its rows in memory.
+
+    Positions cost more time than all else that is done to a row before it is sorted, limits of the field
+    have to be known before the first chunk, and several chunks need the same rows; but they are only a
+    quarter of a row.  The other columns are read each time: from the page cache that takes less time than
+    it takes to get memory for them.
+
+    Parameters
+    ----------
+    store : DiskStore
+    placements : sequence of Placement
+        One per exposure.
+    vacuum : bool
+        Whether wavelengths are converted.
+    wave_range : tuple of float
+        Rows outside are cut off [Angstrom].
+    """
+
+    in_memory = False
+    prepared = True
+
+    def __init__(
+        self, store: DiskStore, placements: Sequence[Placement], vacuum: bool, wave_range: tuple[float, float]
+    ) -> None:
+        self.store, self.placements, self.vacuum, self.wave_range = store, placements, vacuum, wave_range
+        #: with blocks of the rows in the range, and limits of the prepared rows
+        self.exposures = [replace(e, blocks=[]) for e in store.exposures]
+        first, last = bin_range(*wave_range)
+        self._positions: dict[tuple[int, int], NDArray[np.float32]] = {}
+        for number, exposure in enumerate(store.exposures):
+            sizes = [int(b.bins[last] - b.bins[first]) for b in exposure.blocks]
+            # one array for all blocks: the system gives large ones faster
+            whole = np.empty((sum(sizes), 2), np.float32)
+            for block, stop in zip(exposure.blocks, itertools.accumulate(sizes), strict=True):
+                self._positions[number, block.number] = whole[stop - sizes[block.number] : stop]
+
+    def position(self, block: Block) -> Block:
+        """Position the rows of a block of the store on disk; returns the block of those in the range."""
+        positions = self._positions[block.exposure, block.number]
+        bins = np.zeros(N_BINS + 1, np.int64)
+        limits = np.array([np.inf, -np.inf] * 3)
+        kept = 0
+        for first, last in bin_pieces(block, bin_range(*self.wave_range)):
+            rows, edges = self._read(block, (first, last), None)
+            prepare(rows, self.placements[block.exposure], self.vacuum)
+            geometry.row_limits(rows, limits)
+            positions[kept : kept + len(rows)] = rows[:, :2]
+            bins[first : last + 1] = kept + edges
+            kept += len(rows)
+            bins[last + 1 :] = kept
+        return replace(block, bins=bins, limits=tuple(float(v) for v in limits))
+
+    def _read(
+        self, block: Block, bins: tuple[int, int], out: NDArray[np.float32] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Rows of a block in the range as they are on disk, and where each bin starts among them."""
+        whole = self.store.exposures[block.exposure].blocks[block.number]
+        edges = whole.bins[bins[0] : bins[1] + 1] - whole.bins[bins[0]]
+        rows = self.store.read(whole, bins, out)
+        low, high = (np.float32(w) for w in self.wave_range)
+        if whole.limits[4] < low or whole.limits[5] > high:
+            rows = rows[: cut_rows(rows, edges, low, high)]
+        return rows, edges
+
+    def read(
+        self, block: Block, bins: tuple[int, int], out: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Prepared rows of a range of bins, as a new array or in the first values of `out`."""
+        rows, _ = self._read(block, bins, out)
+        positions = self._positions[block.exposure, block.number]
+        _place_rows(rows, positions[block.bins[bins[0]] : block.bins[bins[1]]])
+        prepare(rows, replace(self.placements[block.exposure], position=False), self.vacuum)
+        return rows
+
+    def size(self, block: Block, bins: tuple[int, int]) -> int:
+        """Values that `read` needs room for."""
+        whole = self.store.exposures[block.exposure].blocks[block.number]
+        return int(whole.bins[bins[1]] - whole.bins[bins[0]]) * RECORD
+
+
+@njit(cache=True, nogil=True)
+def _place_rows(rows, positions):  # type: ignore[no-untyped-def]
+    for k in range(rows.shape[0]):
+        rows[k, X] = positions[k, 0]
+        rows[k, Y] = positions[k, 1]
 
 
 def _check_sources(path: Path, exposure: StoredExposure) -> None:
@@ -500,4 +652,4 @@ def finish_store(path: Path, exposures: Sequence[StoredExposure], wave_range: tu
     os.replace(part, path / "zarr.json")
 
 
-Progress = Callable[[int, int], None]
+AnyStore = MemoryStore | DiskStore | PositionedStore

@@ -14,9 +14,11 @@ from astropy.io import fits
 from hypothesis import given
 from hypothesis import strategies as st
 
+from musedask.cube import chunks as chunk_tasks
 from musedask.cube import resample
 from musedask.cube.mosaic import combine, make_cube, make_store
-from musedask.errors import PlanError
+from musedask.cube.store import PositionedStore
+from musedask.errors import ComputeError, PlanError
 from musedask.io.headers import set_card
 from musedask.io.pixtable import scan_pixtable, write_pixtable
 from musedask.sim import simulate_pixtables
@@ -120,7 +122,7 @@ def few_tasks(chunks):
     cosmic=st.sampled_from([("median", 10.0), ("iraf", 3.0), ("mean", 3.0), ("median", -1.0)]),
     grid=st.sampled_from(["natural", "natural", "turned", "small"]),
     chunks=st.one_of(st.none(), st.tuples(*[st.integers(1, 25)] * 3).filter(few_tasks)),
-    where=st.sampled_from(["memory", "disk", "store"]),
+    where=st.sampled_from(["memory", "disk", "store", "positions"]),
     workers=st.integers(1, 3),
     limit=st.sampled_from([None, "100MB", "200MB", "2GB"]),
     per_exposure=st.booleans(),
@@ -133,11 +135,11 @@ def test_any_cut(
         "weight_map": True, "cr_per_exposure": per_exposure,
     }  # fmt: skip
     expected = whole(**options)
-    inputs = store if where == "store" else sim.paths
+    inputs = store if where in ("store", "positions") else sim.paths
     try:
         cube = combine(
             inputs, folder / "any.zarr", offset_list=sim.offset_list, overwrite=True, chunks=chunks,
-            in_memory=where == "memory", n_workers=workers, memory_limit=limit, **options,
+            in_memory=where in ("memory", "positions"), n_workers=workers, memory_limit=limit, **options,
         )  # fmt: skip
     except PlanError as error:
         # a limit may be too small for so many threads, but then one of them must do
@@ -224,6 +226,42 @@ def test_one_store_for_many_cubes(folder, sim, store, grids, whole):
     ):  # fmt: skip
         cube = combine(store, folder / "many.zarr", offset_list=sim.offset_list, overwrite=True, **options)
         assert_same(cube, whole(**options))
+
+
+@pytest.mark.parametrize("edges", ["rows", "bins", "beyond"])
+@pytest.mark.parametrize("grid", ["natural", "turned"])
+def test_range_of_a_store(folder, sim, store, grids, whole, monkeypatch, edges, grid):
+    """With positions in memory or without, as a whole or after an interruption; rows on the borders are kept."""
+    wave = np.sort(scan_pixtable(sim.paths[0]).read("lambda"))
+    low, high = {
+        "rows": (float(wave[len(wave) // 4]), float(wave[3 * len(wave) // 4])),
+        "bins": (6505.0, 6510.0),
+        "beyond": (6000.0, 6504.3),
+    }[edges]
+    options = {"lambdamin": low, "lambdamax": high, "output_wcs": grids[grid]}
+    expected = whole(**options)
+    common = {"offset_list": sim.offset_list, "overwrite": True, "chunks": (3, 9, 100), "n_workers": 1, **options}
+    for in_memory in (True, False):
+        cube = combine(store, folder / "range.zarr", in_memory=in_memory, **common)
+        assert_same(cube, expected)
+
+    calls = []
+    original = chunk_tasks.resample_chunk
+
+    def stopped(*args, **kwargs):
+        calls.append(args[1])
+        if len(calls) == 3:
+            raise RuntimeError("stopped")
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(chunk_tasks, "resample_chunk", stopped)
+    with pytest.raises(ComputeError, match="1 of"):
+        combine(store, folder / "range.zarr", **common)
+    n = len(calls)
+    assert_same(combine(store, folder / "range.zarr", **common), expected)
+    # only the one that failed; where the rows come from is no part of the job
+    assert len(calls) == n + 1
+    assert all(isinstance(used, PositionedStore) for used in calls)
 
 
 @pytest.mark.parametrize("stage", ["pix", "deg"])

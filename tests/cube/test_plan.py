@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musedask.compute import parse_bytes
-from musedask.cube.plan import check_memory, make_plan, task_bytes
+from musedask.cube.plan import check_memory, make_plan, rows_fit, task_bytes
 from musedask.errors import PlanError
 
 SHAPES = st.tuples(st.integers(1, 400), st.integers(1, 150), st.integers(1, 150))
@@ -140,6 +140,32 @@ def test_least_memory(threads):
     with pytest.raises(PlanError, match="smallest limit that would do") as found:
         check_memory(10**6, threads)
     check_memory(parse_bytes(re.findall(r"do is (\d+ MB)", str(found.value))[0]), threads)
+
+
+@given(st.integers(1, 64), st.sampled_from([8, 32]), st.floats(7.5, 11), st.floats(5, 10))
+def test_rows_that_fit(threads, row_bytes, memory, rows):
+    """What is kept in memory leaves room for the tasks."""
+    shape = (300, 300, 300)
+    n = int(10**rows)
+    if rows_fit(n, row_bytes, int(10**memory), threads):
+        plan = make_plan(
+            shape, 2, np.linspace(0, n, 301), even(shape), int(10**memory), threads, rows_in_memory=True,
+            row_bytes=row_bytes,
+        )  # fmt: skip
+        assert n * row_bytes <= plan.fixed_bytes + 1 < plan.peak_bytes <= 10**memory
+
+
+@pytest.mark.parametrize("nz", [81, 79, 83, 61, 97, 31, 7, 1])
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+def test_few_planes(nz, threads):
+    """They are shared evenly, with little halo, and in Zarr chunks of several planes."""
+    shape = (nz, 300, 300)
+    plan = make_plan(
+        shape, 2, np.linspace(0, 1e6, nz + 1), even(shape), 10**10, threads, rows_in_memory=True, row_bytes=8
+    )
+    height = plan.chunk[0]
+    assert height == min(nz, 8) or 2 * threads - 2 <= plan.n_tasks <= 2 * threads
+    assert plan.inner_chunk()[0] >= min(height, 5)
 
 
 def test_description_says_what_matters():

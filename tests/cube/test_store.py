@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musedask.cube import kernels
-from musedask.cube.exposure import group_exposures
+from musedask.cube import store as module
+from musedask.cube.exposure import Placement, group_exposures
 from musedask.cube.mosaic import combine, make_store
 from musedask.cube.store import (
     BIN_START,
@@ -22,9 +23,13 @@ from musedask.cube.store import (
     Block,
     DiskStore,
     MemoryStore,
+    PositionedStore,
     bin_range,
+    block_limits,
     block_path,
+    describe,
     plan_blocks,
+    prepare,
     read_block,
 )
 from musedask.errors import ComputeError, InputError, MusedaskError, OutputExistsError, PlanError, StoreError
@@ -124,7 +129,7 @@ def test_bins_of_a_range(low, width):
 
 def test_memory_and_disk_hold_the_same(sim, store):
     exposures = group_exposures(sim.paths)
-    memory = MemoryStore(exposures)
+    memory = MemoryStore([describe(e) for e in exposures])
     for number, exposure in enumerate(exposures):
         pieces = plan_blocks(exposure, 700)
         assert len(pieces) > 3 and pieces[0][1] == 0 and pieces[-1][2] == exposure.n_rows
@@ -173,6 +178,30 @@ def test_ifus_are_merged(tmp_path):
             np.testing.assert_allclose(part[:, kernels.STAT], stat * flat * flat, rtol=2.4e-7)
             np.testing.assert_array_equal(part[:, kernels.WAVE], wave)
         np.testing.assert_array_equal(rows.view(np.int32)[:, kernels.ROW], np.arange(len(rows)))
+
+
+@pytest.mark.parametrize("cut", [(-np.inf, np.inf), (6490.0, 6510.0), (6493.7, 6501.2), (6495.0, 6495.0)])
+def test_positioned_store(sim, store, monkeypatch, cut):
+    """It gives the rows of the store, cut and prepared, in the same order, whatever the pieces."""
+    monkeypatch.setattr(module, "PIECE_ROWS", 300)
+    placements = [Placement(True, -27.8 - 0.001 * k, (0.001 * k, 0.002 * k), 1 + 0.1 * k, -1.0) for k in range(3)]
+    positioned = PositionedStore(store, placements, True, cut)
+    low, high = np.float32(cut[0]), np.float32(cut[1])
+    for number, exposure in enumerate(store.exposures):
+        for block in exposure.blocks:
+            rows = store.read(block, EVERYTHING)
+            bins = np.repeat(np.arange(N_BINS), np.diff(block.bins))
+            keep = (rows[:, kernels.WAVE] >= low) & (rows[:, kernels.WAVE] <= high)
+            expected, bins = rows[keep], bins[keep]
+            prepare(expected, placements[number], True)
+            found = positioned.position(block)
+            np.testing.assert_array_equal(found.bins, np.searchsorted(bins, np.arange(N_BINS + 1)))
+            assert found.limits == block_limits(expected)
+            for first, last in ((0, N_BINS), (499, 501), (500, 600)):
+                part = (bins >= first) & (bins < last)
+                np.testing.assert_array_equal(
+                    positioned.read(found, (first, last)).view(np.int32), expected[part].view(np.int32)
+                )
 
 
 def test_it_is_a_zarr_group(sim, store):
