@@ -28,7 +28,7 @@ WATER = 0.25
 #: flux density of V = 0 [1e-20 erg/s/cm2/Angstrom] and the wavelength that it is at [Angstrom] (Bessell, Castelli &
 #: Plez 1998, A&A 333, 231)
 V_ZERO, V_WAVE = 3.631e11, 5450.0
-#: surface brightness of ten stars of magnitude 10 per square degree and so on: 1 S10 [1e-20 erg/s/cm2/A/arcsec2]
+#: surface brightness of one star of magnitude 10 per square degree, S10 [1e-20 erg/s/cm2/Angstrom/arcsec2]
 _S10 = V_ZERO * 10 ** (-0.4 * 10.0) / 3600**2
 #: sky lines fainter than this are left out [1e-20 erg/s/cm2/arcsec2]
 FAINTEST = 30.0

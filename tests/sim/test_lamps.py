@@ -210,3 +210,30 @@ def test_mask_exposure_is_well_exposed():
     assert f.max() * bright * 1.25 / (2.61 * 1.0645) < 45000
     width = x[1] - x[0]
     assert f[np.abs(x - 12.55) < 6].sum() * width * bright > 20000
+
+
+@pytest.mark.parametrize("ifu", [1, 10, 24])
+def test_mask_shows_where_the_slices_are(ifu):
+    """Three spots in every slice; their heights give positions and angles as the reference derives them."""
+    from musedask.sim.optics import Instrument
+
+    optics = Instrument("WFM-NOAO-N").ifu(ifu)
+    positions = np.arange(0, 0.6135, 0.6135 / 60)
+    lights = [lamps.MaskLight("Ne", p, angle=0.0) for p in positions]
+    phase = np.exp(2j * np.pi * positions / 0.6135)
+    for s in range(48):
+        d = np.linspace(0.5, -0.5, 401) * optics.width[s]  # from left to right on the detector
+        angle = np.radians(optics.angle[s])
+        x, y = d * np.cos(angle) + optics.x[s], d * np.sin(angle) + optics.y[s]
+        f = np.array([light.line_factor(x, y, 6402.2) for light in lights])
+        mean = f.mean(axis=0)
+        peaks = 1 + np.flatnonzero((mean[1:-1] > mean[:-2]) & (mean[1:-1] >= mean[2:]) & (mean[1:-1] > 0.3 * mean.max()))
+        assert len(peaks) == 3, (s, d[peaks])
+        np.testing.assert_allclose(-np.diff(d[peaks]), 2.9450 * 8.525, atol=0.3)
+        # position of the mask at which a spot is brightest, in periods
+        vpos = np.angle((f[:, peaks] * phase[:, None]).sum(axis=0)) / (2 * np.pi) * 0.6135
+        steps = (np.diff(vpos) + 0.3) % 0.6135 - 0.3
+        # the reference: angle = -mean(atan(steps / DX)), and its sign reversed in the end
+        assert np.degrees(np.arctan(steps / 2.9450)).mean() == pytest.approx(optics.angle[s], abs=0.03)
+        height = -vpos[1] * 8.525
+        assert (height - optics.y[s] + 2.6) % (0.6135 * 8.525) - 2.6 == pytest.approx(0, abs=0.05)
