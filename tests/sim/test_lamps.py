@@ -227,7 +227,8 @@ def test_mask_shows_where_the_slices_are(ifu):
         x, y = d * np.cos(angle) + optics.x[s], d * np.sin(angle) + optics.y[s]
         f = np.array([light.line_factor(x, y, 6402.2) for light in lights])
         mean = f.mean(axis=0)
-        peaks = 1 + np.flatnonzero((mean[1:-1] > mean[:-2]) & (mean[1:-1] >= mean[2:]) & (mean[1:-1] > 0.3 * mean.max()))
+        inner, bright = mean[1:-1], 0.3 * mean.max()
+        peaks = 1 + np.flatnonzero((inner > mean[:-2]) & (inner >= mean[2:]) & (inner > bright))
         assert len(peaks) == 3, (s, d[peaks])
         np.testing.assert_allclose(-np.diff(d[peaks]), 2.9450 * 8.525, atol=0.3)
         # position of the mask at which a spot is brightest, in periods
