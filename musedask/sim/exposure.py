@@ -79,7 +79,13 @@ def instrument_of(plan: ExposurePlan) -> Instrument:
 
 def scene_text(scene: SceneLike | None) -> str:
     """A scene as JSON: small, comparable, to be sent to workers; empty for none."""
-    return "" if scene is None else json.dumps(scene.to_dict(), sort_keys=True)
+    if scene is None:
+        return ""
+    values = scene.to_dict()
+    if values.get("source"):
+        # workers may be in another folder
+        values["source"] = os.path.abspath(values["source"])
+    return json.dumps(values, sort_keys=True)
 
 
 @lru_cache(maxsize=4)

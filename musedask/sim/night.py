@@ -445,6 +445,17 @@ def _highest(places: Sequence[tuple[str, float, float]], what: str, time: dateti
     return places[max(range(len(places)), key=lambda i: heights[i] if heights[i] < 87 else 0.0)]
 
 
+def _when_up(ra: float, dec: float, time: datetime, day: date) -> datetime:
+    """When a target has risen high enough, at or after a time of the night; the time itself if it does not rise."""
+    end = _when_sun_is(-12, day, rising=True)
+    later = time
+    while later < end:
+        if altitude(ra, dec, later) > LOWEST + 2:
+            return later
+        later += timedelta(minutes=5)
+    return time
+
+
 def _fill(
     day: date, mode: str, targets: Sequence[Target], request: _Request, first_index: int
 ) -> list[ExposurePlan]:
@@ -513,6 +524,7 @@ def _fill(
         point("ASTROMETRY", request.fields, "astrometry")
     for block, target in enumerate(targets):
         assert target.ra is not None and target.dec is not None
+        schedule.wait_until(_when_up(target.ra, target.dec, schedule.time, day))
         schedule.time += timedelta(seconds=PRESET)
         made = schedule.block(zlib.crc32(target.name.encode()) % 90_000, target.name, target.scene, science=True)
         ob = made if target.id is None else replace(made, id=target.id)

@@ -126,6 +126,14 @@ def test_block_over_two_nights():
     assert len({p.index for p in first + second}) == len(first + second)
 
 
+def test_waits_until_the_target_is_up():
+    """Abell 478 rises after the night has begun."""
+    plans = whole_night(targets=(Target("A 478", 63.35, 10.47),), counts={})
+    objects = [p for p in plans if p.tag == "OBJECT"]
+    assert start(objects[0]) > datetime(2018, 11, 9, 2)
+    assert 30 < horizontal(objects[0].ra, objects[0].dec, mjd_of(objects[0].date_obs)).alt < 36
+
+
 def test_same_date_same_night():
     assert whole_night() == whole_night()
     assert whole_night()[0].conditions != whole_night("2018-11-10")[0].conditions
