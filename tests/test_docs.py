@@ -136,7 +136,7 @@ def cubes(files, tmp_path_factory):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_examples_run(page, files, tmp_path, monkeypatch, request):
-    todo = [b for b in blocks(page) if b.run and b.language in ("python", "console")]
+    todo = [b for b in blocks(page) if b.run and b.language in ("python", "console", "yaml")]
     if not todo:
         pytest.skip("no examples")
     for file in files.glob("*.fits"):
@@ -153,6 +153,10 @@ def test_examples_run(page, files, tmp_path, monkeypatch, request):
     names = {"__name__": "__main__"}
     for block in todo:
         where = f"{page.name}, line {block.line}"
+        if block.language == "yaml":
+            # the first line is a comment with the name of the file
+            Path(re.match(r"# (\S+)\n", block.text)[1]).write_text(block.text)
+            continue
         if block.language == "python":
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
