@@ -145,7 +145,7 @@ class SkyLines:
     wave : ndarray of float64, shape (n,) [Angstrom, air]
     flux : ndarray of float64, shape (n,) [1e-20 erg/s/cm2/arcsec2]
     dq : ndarray of int32, shape (n,)
-        Lines with a value above 0 are not used.
+        Lines with a value above 0 are not to be used, says the manual; muse_scipost_subtract_sky 2.8.7 does.
     """
 
     name: NDArray[np.str_]
@@ -468,13 +468,21 @@ _STD_RESPONSE = (
 _FFCORR = "ESO DRS MUSE FLUX FFCORR"
 
 
+def _with_flat(header: fits.Header, corrected: bool) -> fits.Header:
+    """Say whether a curve is for data with the spectrum of the flat field; the reference asks for the card only."""
+    header = header.copy()
+    header.remove(_FFCORR, ignore_missing=True)
+    if corrected:
+        set_card(header, _FFCORR, True, "flat-field spectrum corrected")
+    return header
+
+
 def write_std_response(
     path: PathLike, response: Response, *, header: fits.Header, overwrite: bool = False
 ) -> Path:
     """Write a STD_RESPONSE; parameters as in `musedask.io.calibrations.write_trace_table`."""
     same_length("STD_RESPONSE", response)
-    header = header.copy()
-    set_card(header, _FFCORR, response.flat_corrected, "flat-field spectrum corrected")
+    header = _with_flat(header, response.flat_corrected)
     return write_tables(path, header, [columns_of(_STD_RESPONSE, response)], overwrite)
 
 
@@ -483,7 +491,7 @@ def read_std_response(path: PathLike) -> Response:
     path = Path(path)
     with open_fits(path) as hdus:
         hdu, header = find_table(hdus, path, None, "STD_RESPONSE")
-        flat = bool(header.get(_FFCORR, False))
+        flat = _FFCORR in header
         return read_as(Response, path, hdu, _STD_RESPONSE, flat_corrected=flat, header=header)
 
 
@@ -519,8 +527,7 @@ def write_std_telluric(
 ) -> Path:
     """Write a STD_TELLURIC; parameters as in `musedask.io.calibrations.write_trace_table`."""
     same_length("STD_TELLURIC", telluric)
-    header = header.copy()
-    set_card(header, _FFCORR, telluric.flat_corrected, "flat-field spectrum corrected")
+    header = _with_flat(header, telluric.flat_corrected)
     return write_tables(path, header, [columns_of(_STD_TELLURIC, telluric)], overwrite)
 
 
@@ -529,7 +536,7 @@ def read_std_telluric(path: PathLike) -> Telluric:
     path = Path(path)
     with open_fits(path) as hdus:
         hdu, header = find_table(hdus, path, None, "STD_TELLURIC")
-        flat = bool(header.get(_FFCORR, False))
+        flat = _FFCORR in header
         return read_as(Telluric, path, hdu, _STD_TELLURIC, flat_corrected=flat, header=header)
 
 

@@ -24,12 +24,12 @@ from ..io import calibrations as cal
 from ..io import references as ref
 from ..io.headers import set_card
 from ..io.muse_image import MuseImage, TwilightCube, write_merged_images, write_muse_image, write_twilight_cube
-from ..io.products import channel, product_header
+from ..io.products import channel, product_header, write_tables
 from .association import MASTERS, archive_name
 from .detector import DEAD, HOT, SCAN, Detector
 from .optics import NX, NY, TELESCOPE_AREA, Instrument
 from .plan import ExposurePlan
-from .statics import astrometric_solution, lsf_profile
+from .statics import astrometric_solution, lsf_hdus, lsf_profile
 from .truth import trace_table, wavecal_table
 
 #: categories in the order in which they are made, and the recipes that make them
@@ -360,21 +360,24 @@ class _Maker:
     def _write_tables(self, files: Mapping[int | None, Path]) -> None:
         for number, path in files.items():
             ifus = self.ifus if number is None else [number]
-            hdus: list[fits.BinTableHDU | fits.ImageHDU] = []
-            for ifu in ifus:
-                optics = self.instrument.ifu(ifu)
-                name = channel(ifu) if number is None else None
-                if self.category == "TRACE_TABLE":
-                    hdus.append(cal.trace_hdu(trace_table(optics), name))
-                elif self.category == "WAVECAL_TABLE":
-                    hdus.append(cal.wavecal_hdu(wavecal_table(optics), name))
-                else:
-                    hdus.append(cal.lsf_hdu(lsf_profile(optics), f"{name}.LSF_PROFILE" if name else "LSF_PROFILE"))
+            hdus: Sequence[fits.BinTableHDU | fits.ImageHDU]
+            if number is None and self.category == "LSF_PROFILE":
+                hdus = lsf_hdus(self.instrument)
+            else:
+                hdus = [self._table(ifu, channel(ifu) if number is None else None) for ifu in ifus]
             header = self._header(ifus[0], path)
             if number is None:
                 cal.write_merged_tables(path, hdus, header=header, overwrite=self.overwrite)
             else:
-                cal.write_tables(path, header, hdus, self.overwrite)
+                write_tables(path, header, hdus, self.overwrite)
+
+    def _table(self, ifu: int, name: str | None) -> fits.BinTableHDU | fits.ImageHDU:
+        optics = self.instrument.ifu(ifu)
+        if self.category == "TRACE_TABLE":
+            return cal.trace_hdu(trace_table(optics), name)
+        if self.category == "WAVECAL_TABLE":
+            return cal.wavecal_hdu(wavecal_table(optics), name)
+        return cal.lsf_hdu(lsf_profile(optics))
 
     # --- the field
 

@@ -117,6 +117,13 @@ def lsf_profile(optics: IfuOptics, n_wave: int = 30, n_offset: int = 150, limit:
     return profile
 
 
+def lsf_hdus(instrument: Instrument) -> list[fits.ImageHDU]:
+    """Line-spread functions of all IFUs, for one file: the reference takes such a file only if it has all 24."""
+    return [
+        cal.lsf_hdu(lsf_profile(instrument.ifu(ifu)), f"{channel(ifu)}.LSF_PROFILE") for ifu in range(1, N_IFUS + 1)
+    ]
+
+
 def bad_pixels(ifu: int) -> cal.BadPixels:
     """Defects of the detector of an IFU."""
     from .detector import Detector
@@ -292,7 +299,7 @@ def write_statics(
     Returns
     -------
     dict of str to pathlib.Path
-        Files by category.  LSF_PROFILE holds all IFUs in one file.
+        Files by category.  LSF_PROFILE is one file, and always of all IFUs.
 
     Raises
     ------
@@ -329,7 +336,7 @@ def write_statics(
         return product_header(tag, cards={key: setting[key] for key in keys})
 
     def lsf(path: Path) -> None:
-        hdus = [cal.lsf_hdu(lsf_profile(instrument.ifu(i)), f"{channel(i)}.LSF_PROFILE") for i in numbers]
+        hdus = lsf_hdus(instrument)
         cal.write_merged_tables(path, hdus, header=header("LSF_PROFILE", *setting), overwrite=overwrite)
 
     def reference(path: Path) -> None:

@@ -338,7 +338,8 @@ def test_std_response(tmp_path, full):
     found = columns(path)
     assert [c[0] for c in found] == (names if full else names[:3])
     assert found[1][1:] == ("1D", "2.5*log10((count/s/Angstrom)/(erg/s/cm**2/Angstrom))")
-    assert fits.getval(path, "ESO DRS MUSE FLUX FFCORR") is full
+    # to the reference the card itself says so, whatever its value
+    assert ("ESO DRS MUSE FLUX FFCORR" in fits.getheader(path)) is full
 
 
 def test_std_telluric_and_regions(tmp_path):
