@@ -40,7 +40,7 @@ def slow(owner, name, seconds):
     setattr(owner, name, paused)
 slow(build, "write_block", 0.3)
 slow(chunks, "resample_chunk", 0.02)
-slow(cube_write._HduWriter, "put", 0.15)
+slow(cube_write.HduWriter, "put", 0.15)
 from musedask.cli import main
 main(sys.argv[1:])
 """

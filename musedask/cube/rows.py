@@ -37,7 +37,7 @@ from .resample import Job, read_pieces
 from .store import N_BINS, Block, DiskStore, MemoryStore, StoredExposure, prepare, read_block
 
 if TYPE_CHECKING:
-    from ..io.cube_write import _HduWriter
+    from ..io.cube_write import HduWriter
     from .finish import Products
     from .work import Settings
 
@@ -478,7 +478,7 @@ def _write(
         Whether to write a column of weights.
     """
     from ..io.checksum import MD5_PERIOD
-    from ..io.cube_write import _Hdu, _HduWriter, _layout_primary
+    from ..io.cube_write import Hdu, HduWriter, layout_primary
 
     memory = int((0.4 if sources[0].store.in_memory else 0.8) * settings.memory_limit)
     threads = threads_for(memory, settings.local_threads)
@@ -497,14 +497,14 @@ def _write(
     if weight:
         units["weight"] = ""
     total = sum(n_rows)
-    hdus = {"": _Hdu(_layout_primary(header, datamd5=True))}
+    hdus = {"": Hdu(layout_primary(header, datamd5=True))}
     for name, unit in units.items():
-        hdus[name] = _Hdu(_column_header(name, total, unit), (total, 1))
+        hdus[name] = Hdu(_column_header(name, total, unit), (total, 1))
     head_rows = MD5_PERIOD // 4
     with (
         atomic_path(path, overwrite=settings.overwrite) as temporary,
         open(temporary, "r+b", buffering=0) as file,
-        _HduWriter(file.fileno(), hdus, datamd5=True) as out,
+        HduWriter(file.fileno(), hdus, datamd5=True) as out,
     ):
         start = 0
         started = False
@@ -534,7 +534,7 @@ def _copy(
     starts: NDArray[np.int64],
     flags: NDArray[np.uint8],
     units: Mapping[str, str],
-    out: _HduWriter,
+    out: HduWriter,
     limits: Any,
     number: int,
 ) -> NDArray[np.float64]:

@@ -41,7 +41,7 @@ from .rows import CosmicRows, first_rows, product_header
 from .store import Block, DiskStore, MemoryStore, bin_range, prepare
 
 if TYPE_CHECKING:
-    from ..io.cube_write import _HduWriter
+    from ..io.cube_write import HduWriter
     from .finish import Products
     from .work import Settings
 
@@ -328,7 +328,7 @@ def _grow(array: NDArray[Any], n: int) -> NDArray[Any]:
 
 
 def _make_tile(
-    source: _Source, geometry: _Geometry, bases: list[int], out: _HduWriter, tile: tuple[int, int, int, int]
+    source: _Source, geometry: _Geometry, bases: list[int], out: HduWriter, tile: tuple[int, int, int, int]
 ) -> None:
     z0, z1, c0, c1 = tile
     n_waves, n_columns = geometry.shape
@@ -396,7 +396,7 @@ def write_stacked(
     -------
     pathlib.Path
     """
-    from ..io.cube_write import _Hdu, _HduWriter, _layout_extension, _layout_primary
+    from ..io.cube_write import Hdu, HduWriter, layout_extension, layout_primary
 
     folder = settings.scratch / "slices"
     shutil.rmtree(folder, ignore_errors=True)
@@ -437,15 +437,15 @@ def write_stacked(
     path = products.folder / "OBJECT_RESAMPLED.fits"
     primary, data = _headers(products, geometry, path)
     hdus = {
-        "": _Hdu(_layout_primary(primary, datamd5=True)),
-        "flux": _Hdu(
-            _layout_extension(data, geometry.shape, "DATA", "This extension contains data values"), geometry.shape
+        "": Hdu(layout_primary(primary, datamd5=True)),
+        "flux": Hdu(
+            layout_extension(data, geometry.shape, "DATA", "This extension contains data values"), geometry.shape
         ),
     }
     with (
         atomic_path(path, overwrite=settings.overwrite) as temporary,
         open(temporary, "r+b", buffering=0) as file,
-        _HduWriter(file.fileno(), hdus, datamd5=True) as out,
+        HduWriter(file.fileno(), hdus, datamd5=True) as out,
     ):
         run_tasks(
             partial(_make_tile, source, geometry, bases, out),

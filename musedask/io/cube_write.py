@@ -267,8 +267,18 @@ def run_pieces(
 
 
 @dataclass
-class _Hdu:
-    """One HDU of a file that is being written."""
+class Hdu:
+    """One HDU of a file that is being written.
+
+    Attributes
+    ----------
+    header : astropy.io.fits.Header
+        Complete but for its checksums, see `layout_primary` and `layout_extension`.
+    shape : tuple of int
+        Of its float32 values; empty if there are none.
+    start : int
+        Its first byte, set by `HduWriter`.
+    """
 
     header: fits.Header
     shape: tuple[int, ...] = ()
@@ -276,22 +286,27 @@ class _Hdu:
 
     @cached_property
     def header_span(self) -> int:
+        """Bytes of the header."""
         return len(header_bytes(self.header))
 
     @property
     def offset(self) -> int:
+        """First byte of the data."""
         return self.start + self.header_span
 
     @property
     def n_bytes(self) -> int:
+        """Bytes of the data without padding."""
         return 4 * int(np.prod(self.shape, dtype=np.int64)) if self.shape else 0
 
     @property
     def span(self) -> int:
+        """Bytes of the data with padding."""
         return -(-self.n_bytes // _BLOCK) * _BLOCK
 
 
-def _layout_primary(cards: fits.Header, datamd5: bool) -> fits.Header:
+def layout_primary(cards: fits.Header, datamd5: bool) -> fits.Header:
+    """Header of a primary HDU without data, with room for ``DATAMD5``."""
     header = fits.Header(
         [
             ("SIMPLE", True, "file does conform to FITS standard"),
@@ -311,7 +326,8 @@ def _layout_primary(cards: fits.Header, datamd5: bool) -> fits.Header:
     return header
 
 
-def _layout_extension(cards: fits.Header, shape: tuple[int, ...], name: str, comment: str) -> fits.Header:
+def layout_extension(cards: fits.Header, shape: tuple[int, ...], name: str, comment: str) -> fits.Header:
+    """Header of an image extension of float32 values."""
     header = fits.Header(
         [
             ("XTENSION", "IMAGE", "IMAGE extension"),
@@ -397,16 +413,16 @@ def write_fits(
     extensions = [("flux", "DATA", source.data, "This extension contains data values")]
     if "variance" in source.names:
         extensions.append(("variance", "STAT", source.stat, "This extension contains data variance"))
-    hdus = {"": _Hdu(_layout_primary(source.primary, datamd5))}
+    hdus = {"": Hdu(layout_primary(source.primary, datamd5))}
     for key, name, cards, comment in extensions:
-        hdus[key] = _Hdu(_layout_extension(cards, source.shape, name, comment), source.shape)
+        hdus[key] = Hdu(layout_extension(cards, source.shape, name, comment), source.shape)
     for name, (cards, _) in images.items():
-        header = _layout_extension(cards, source.shape[1:], name, "reconstructed image (data values)")
-        hdus[f"fov_{name}"] = _Hdu(header, source.shape[1:])
+        header = layout_extension(cards, source.shape[1:], name, "reconstructed image (data values)")
+        hdus[f"fov_{name}"] = Hdu(header, source.shape[1:])
     _, ny, nx = source.shape
     # decoding a piece takes its size once more
     step = band_step(source, memory_limit // (2 * threads))
-    with _HduWriter(file, hdus, datamd5) as out:
+    with HduWriter(file, hdus, datamd5) as out:
         for name, (_, read) in images.items():
             out.put(f"fov_{name}", 0, read())
         if datamd5:
@@ -451,13 +467,13 @@ def image_to_fits(
     """
     comment = "This extension contains data values"
     hdus = {
-        "": _Hdu(_layout_primary(primary, datamd5)),
-        "flux": _Hdu(_layout_extension(header, image.shape, "DATA", comment), image.shape),
+        "": Hdu(layout_primary(primary, datamd5)),
+        "flux": Hdu(layout_extension(header, image.shape, "DATA", comment), image.shape),
     }
     with (
         atomic_path(path, overwrite=overwrite) as temporary,
         open(temporary, "r+b", buffering=0) as file,
-        _HduWriter(file.fileno(), hdus, datamd5) as out,
+        HduWriter(file.fileno(), hdus, datamd5) as out,
     ):
         out.put("flux", 0, image.astype(np.float32))
 
@@ -466,10 +482,10 @@ def append_images(file: int, shape: tuple[int, int], images: Mapping[str, Image]
     """Append image extensions to an open FITS file."""
     comment = "reconstructed image (data values)"
     hdus = {
-        name: _Hdu(_layout_extension(cards, shape, name, comment), shape)
+        name: Hdu(layout_extension(cards, shape, name, comment), shape)
         for name, (cards, _) in images.items()
     }
-    with _HduWriter(file, hdus, False, os.fstat(file).st_size) as out:
+    with HduWriter(file, hdus, False, os.fstat(file).st_size) as out:
         for name, (_, read) in images.items():
             out.put(name, 0, read())
 
@@ -485,10 +501,10 @@ def _head(source: CubeSource, name: str) -> bytes:
     return values.ljust(min(MD5_PERIOD, -(-len(values) // _BLOCK) * _BLOCK), b"\0")
 
 
-class _HduWriter:
+class HduWriter:
     """Lays HDUs out in a file, takes their pieces in any order from any thread, signs them at the end."""
 
-    def __init__(self, file: int, hdus: Mapping[str, _Hdu], datamd5: bool, start: int = 0) -> None:
+    def __init__(self, file: int, hdus: Mapping[str, Hdu], datamd5: bool, start: int = 0) -> None:
         from .checksum import swap_and_sum
 
         self._file, self._hdus, self._datamd5, self._swap_and_sum = file, hdus, datamd5, swap_and_sum
@@ -536,7 +552,7 @@ class _HduWriter:
         self._md5 = pool.submit(datamd5, units, self._failed.is_set)
         pool.shutdown(wait=False)
 
-    def __enter__(self) -> _HduWriter:
+    def __enter__(self) -> HduWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
