@@ -36,7 +36,7 @@ from ..io.cube_write import (
     write_image,
 )
 from ..io.files import atomic_path, check_output
-from ..io.headers import set_card
+from ..io.headers import extension_names, set_card
 from ..io.tables import Filter, box_filter, list_filters, read_filter
 
 if TYPE_CHECKING:
@@ -440,7 +440,7 @@ def cube_filter(
     else:
         paths = [cube]
         for f in filters:
-            if not isinstance(source, ZarrCube) and f.name in _extension_names(cube):
+            if not isinstance(source, ZarrCube) and f.name in extension_names(cube):
                 raise InputError(f"{cube}[{f.name}]: there is an extension of that name already")
     images = fov_images(source, filters, memory_limit=memory_limit)
     if not extend:
@@ -478,11 +478,6 @@ def _find_filters(path: PathLike | None, names: Iterable[str]) -> list[Filter]:
         if curve is not None:
             found.append(curve)
     return found
-
-
-def _extension_names(path: Path) -> set[str]:
-    with fits.open(path, memmap=False) as hdus:
-        return {str(hdu.header.get("EXTNAME", "")).strip() for hdu in hdus[1:]}
 
 
 # --- info --------------------------------------------------------------------------------------

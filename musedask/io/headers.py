@@ -86,6 +86,12 @@ def float64_card(value: float) -> float:
     return float(f"{float(value):.15g}")
 
 
+def extension_names(path: str | os.PathLike[str]) -> set[str]:
+    """``EXTNAME`` of all extensions of a file; those without one count as empty."""
+    with fits.open(path, memmap=False) as hdus:
+        return {str(hdu.header.get("EXTNAME", "")).strip() for hdu in hdus[1:]}
+
+
 def read_datamd5(path: str | os.PathLike[str]) -> str | None:
     """``DATAMD5`` of a file, if it has one."""
     with fits.open(path, memmap=False) as hdus:
