@@ -15,25 +15,22 @@ Needs about 45 GB of disk in FOLDER (default: a new one in the folder for tempor
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import psutil
 
-from musedask.compute import format_bytes, parse_bytes
+from musedask.compute import MemoryMonitor, format_bytes, parse_bytes
 from musedask.io.cube import open_cube
 from musedask.sim import SimulatedSet, simulate_pixtables
 
 ROOT = Path(__file__).resolve().parent.parent
 PER_PROCESS = 300_000_000
-_HELPER = 30_000_000
 
 
 def measure(command: list[str], cwd: Path) -> tuple[int, int, int, float, str]:
@@ -43,25 +40,10 @@ def measure(command: list[str], cwd: Path) -> tuple[int, int, int, float, str]:
     process = subprocess.Popen(
         command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    said: list[str] = []
-    assert process.stdout is not None
-    stream = process.stdout
-    reader = threading.Thread(target=lambda: said.append(stream.read()))
-    reader.start()
-    root = psutil.Process(process.pid)
-    peak = processes = 0
-    while process.poll() is None:
-        sizes = []
-        with contextlib.suppress(psutil.Error):
-            for member in [root, *root.children(recursive=True)]:
-                with contextlib.suppress(psutil.Error):
-                    sizes.append(member.memory_info().rss)
-        peak = max(peak, sum(sizes))
-        processes = max(processes, sum(size > _HELPER for size in sizes))
-        time.sleep(0.02)
-    seconds = time.perf_counter() - start
-    reader.join()
-    return process.returncode, peak, processes, seconds, said[0]
+    with MemoryMonitor(0.02, process.pid) as monitor:
+        text, _ = process.communicate()
+        seconds = time.perf_counter() - start
+    return process.returncode, monitor.peak, monitor.processes, seconds, text
 
 
 def combine(sim: SimulatedSet, n: int, folder: Path, limit: str, cluster: str | None) -> tuple[str, int]:

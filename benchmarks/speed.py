@@ -19,14 +19,13 @@ import shutil
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 from astropy.io import fits
 
+from musedask.compute import MemoryMonitor
 from musedask.sim import simulate_pixtables
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,30 +39,14 @@ def run(command: list[str], cwd: Path, threads: int) -> dict[str, object]:
     process = subprocess.Popen(
         command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    peak = 0
-    stop = threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        while not stop.wait(0.02):
-            try:
-                root = psutil.Process(process.pid)
-                members = [root, *root.children(recursive=True)]
-                peak = max(peak, sum(m.memory_info().rss for m in members))
-            except psutil.Error:
-                pass
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    text, _ = process.communicate()
-    wall = time.perf_counter() - start
-    stop.set()
-    watcher.join()
+    with MemoryMonitor(0.02, process.pid) as monitor:
+        text, _ = process.communicate()
+        wall = time.perf_counter() - start
     after = os.times()
     if process.returncode:
         raise SystemExit(f"{' '.join(command)}\n{text}")
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    return {"wall": wall, "cpu": cpu, "peak": peak, "text": text}
+    return {"wall": wall, "cpu": cpu, "peak": monitor.peak, "text": text}
 
 
 def differences(ours: Path, reference: Path) -> int:

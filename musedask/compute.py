@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import lru_cache
@@ -351,15 +352,39 @@ def give_back_arrays() -> None:
         ctypes.CDLL(None).mallopt(m_mmap_threshold, 4 << 20)
 
 
-class MemoryMonitor:
-    """Peak of the resident memory of this process and its children, sampled in a thread."""
+#: smaller processes are helpers of the interpreter that hold no data (its resource tracker)
+_HELPER = 30_000_000
 
-    def __init__(self, interval: float = 0.05) -> None:
+
+class MemoryMonitor:
+    """Peak of the resident memory of a process and its children, sampled in a thread.
+
+    It is summed over all of them, so pages that they share count more than once.
+
+    Parameters
+    ----------
+    interval : float
+        Seconds between samples.
+    pid : int, optional
+        The process, by default this one.
+
+    Attributes
+    ----------
+    peak : int
+        [bytes]
+    processes : int
+        Most processes at a time, without small helpers.
+    counts : Counter
+        How often there were so many processes.
+    """
+
+    def __init__(self, interval: float = 0.05, pid: int | None = None) -> None:
         import psutil
 
         self.peak = 0
         self.processes = 1
-        self._process = psutil.Process()
+        self.counts: Counter[int] = Counter()
+        self._process = psutil.Process(pid)
         self._interval = interval
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -367,13 +392,16 @@ class MemoryMonitor:
     def _sample(self) -> None:
         import psutil
 
-        total = 0
-        members = [self._process, *self._process.children(recursive=True)]
-        for member in members:
-            with contextlib.suppress(psutil.Error):
-                total += member.memory_info().rss
-        self.processes = max(self.processes, len(members))
-        self.peak = max(self.peak, total)
+        sizes = []
+        # it may have ended
+        with contextlib.suppress(psutil.Error):
+            for member in [self._process, *self._process.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    sizes.append(member.memory_info().rss)
+        members = sum(size > _HELPER for size in sizes)
+        self.counts[members] += 1
+        self.processes = max(self.processes, members)
+        self.peak = max(self.peak, sum(sizes))
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval):

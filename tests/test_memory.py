@@ -7,19 +7,14 @@ The full-size measurement, beside the reference, is ``benchmarks/memory.py``.
 
 from __future__ import annotations
 
-import contextlib
 import re
-import statistics
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 
-from musedask.compute import parse_bytes
+from musedask.compute import MemoryMonitor, parse_bytes
 from musedask.io.cube import open_cube
 from musedask.sim import simulate_pixtables
 
@@ -28,8 +23,6 @@ LIMIT = "160MB"
 PER_PROCESS = 300_000_000
 #: bytes of a row in memory and of a voxel with its variance
 ROW, VOXEL = 32, 8
-#: smaller ones are helpers of the interpreter that hold no data (its resource tracker)
-_HELPER = 30_000_000
 
 
 @pytest.fixture(scope="module")
@@ -61,26 +54,11 @@ def command(paths, output, *options):
         ],
         cwd=ROOT, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    said: list[str] = []
-    reader = threading.Thread(target=lambda: said.append(process.stderr.read()))
-    reader.start()
-    root = psutil.Process(process.pid)
-    peak = 0
-    counts: list[int] = []
-    while process.poll() is None:
-        sizes = []
-        with contextlib.suppress(psutil.Error):
-            for member in [root, *root.children(recursive=True)]:
-                with contextlib.suppress(psutil.Error):
-                    sizes.append(member.memory_info().rss)
-        peak = max(peak, sum(sizes))
-        counts.append(sum(size > _HELPER for size in sizes))
-        time.sleep(0.01)
-    reader.join()
-    process.stderr.close()
-    assert process.returncode == 0, said[0]
+    with MemoryMonitor(0.01, process.pid) as monitor:
+        _, said = process.communicate()
+    assert process.returncode == 0, said
     # most of the time: a process that is being started is two for a moment
-    return peak, statistics.mode(counts), said[0]
+    return monitor.peak, monitor.counts.most_common(1)[0][0], said
 
 
 def data_bytes(sim, n, output):
