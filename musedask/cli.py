@@ -461,7 +461,7 @@ def simulate_night(out_dir: Path, cluster: str | None, scene: Path | None, **opt
 
 def _counts(text: str | None, darks: bool, masks: bool) -> dict[str, int]:
     """``none,bias=3`` as numbers by type."""
-    from .sim.night import COUNTS, N_MASKS
+    from .sim.schedule import COUNTS, N_MASKS
 
     counts: dict[str, int] = {}
     for part in (text or "").replace(" ", "").split(","):

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from .fields import astrometric_field, faint_field, nebula_field, source_table, standard_star
     from .night import (
         SimulatedNight,
-        Target,
         night_scene,
-        plan_night,
         scenes_of,
         simulate_night,
         simulate_plans,
@@ -39,6 +37,7 @@ if TYPE_CHECKING:
         scene_from_dict,
     )
     from .scenefile import load_scene, save_scene
+    from .schedule import Target, plan_night
     from .skylight import SkyLight
     from .spectra import BlackBody, Tabulated, WhiteDwarf
     from .statics import write_statics
@@ -53,7 +52,7 @@ _WHERE = {
         "exposure": ("expected_rate", "observe"),
         "fields": ("astrometric_field", "faint_field", "nebula_field", "source_table", "standard_star"),
         "night": (
-            "SimulatedNight", "Target", "night_scene", "plan_night", "scenes_of", "simulate_night", "simulate_plans",
+            "SimulatedNight", "night_scene", "scenes_of", "simulate_night", "simulate_plans",
         ),
         "optics": ("MODES", "IfuOptics", "Instrument", "Light"),
         "pixtables": ("SimulatedExposure", "SimulatedSet", "simulate_pixtables"),
@@ -63,6 +62,7 @@ _WHERE = {
             "default_scene", "scene_from_dict",
         ),
         "scenefile": ("load_scene", "save_scene"),
+        "schedule": ("Target", "plan_night"),
         "skylight": ("SkyLight",),
         "spectra": ("BlackBody", "Tabulated", "WhiteDwarf"),
         "statics": ("write_statics",),

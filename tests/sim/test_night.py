@@ -21,23 +21,14 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import musedask.sim.night as night_module
 from musedask.cli import _counts, main
 from musedask.errors import InputError, OutputExistsError, PlanError, StoreError
 from musedask.sim import NightTruth, Target, associate, plan_night, read_association, scenes_of, simulate_night
 from musedask.sim.association import archive_name, nearest, to_xml, write_associations
 from musedask.sim.ephemeris import horizontal, mjd_of, sun
-from musedask.sim.night import (
-    ASTROMETRIC_FIELDS,
-    COUNTS,
-    MODES,
-    READOUT,
-    describe,
-    night_scene,
-    parse_date,
-    resolve_counts,
-)
-from musedask.sim.optics import Instrument
+from musedask.sim.night import ASTROMETRIC_FIELDS, describe, night_scene
+from musedask.sim.optics import MODES, Instrument
+from musedask.sim.schedule import COUNTS, MASK_STEP, READOUT, parse_date, resolve_counts
 from musedask.sim.spectra import STANDARDS
 
 NONE = dict.fromkeys(COUNTS, 0)
@@ -98,7 +89,7 @@ def test_numbers_and_templates():
         assert len({p.ob for p in group}) == 1
     assert {p.lamp for p in plans if p.tag == "ARC"} == {"Ne", "Xe", "HgCd"}
     masks = [p.mask for p in plans if p.tag == "MASK"]
-    assert np.allclose(np.diff(masks), night_module.MASK_STEP, atol=2e-4) and abs(np.mean(masks)) < 1e-4
+    assert np.allclose(np.diff(masks), MASK_STEP, atol=2e-4) and abs(np.mean(masks)) < 1e-4
 
 
 def test_dithers_and_turns():
