@@ -40,10 +40,8 @@ TELESCOPE_AREA = 483250.7
 _HC = 1.98644586e-8
 #: temperature for which the throughput is stated [deg C]
 REFERENCE_TEMPERATURE = 10.0
-#: softness of the edges of a slice [pixels], standard deviation of a Gaussian
-EDGE_SIGMA = 0.5
-#: half width of the tabulated line spread function [Angstrom]
-LSF_RANGE = 10.0
+#: half width and step of the tabulated line spread function [Angstrom]
+LSF_RANGE, LSF_STEP = 10.0, 0.025
 
 # key of all random numbers of the instrument
 _KEY = 0x3A5E, 0
@@ -54,13 +52,19 @@ _TRACE_ORDER, _X_ORDER, _Y_ORDER = 5, 2, 6
 _PINHOLES, _PINHOLE_DISTANCE = (26.04644, -0.05537208), 2.9450 * 1.705 / 0.2
 #: step from slice to slice [spaxels]: 288 of them fill an arcminute
 _STEP_Y = 60.0 / 288 / 0.2
+#: the reference pipeline's zero of X is between these slices on the sky of this IFU, that of Y at the first
+_REFERENCE = 12, 24, 36
 #: gap between the slices of neighbouring IFUs [spaxels], beyond that step
 _GAP_Y = 0.08
 #: part of the light in the wings of the line spread function, their width in units of the core's, their
 #: position relative to the core [Angstrom], and width of the slit image [Angstrom]
 _WINGS, _WING_SIGMA, _WING_SHIFT, _SLIT = 0.07, 1.9, 0.35, 1.3
+#: first moment of the line spread function [Angstrom]: a Gaussian fitted to a bright line is then at 0
+_MOMENT = 0.0080
 #: the vignetted corner: X - Y [spaxels] from which it gets darker, width of the transition, depth
 _VIGNETTING = 268.0, 45.0, 0.35
+#: light that gets through the blocking filter and the notch where they are closed
+_BLOCKED, _NOTCHED = 0.02, 1e-3
 #: total efficiency of telescope and instrument: wavelength [Angstrom], fraction.  Read off the curves of
 #: the instrument's user manual (wide-field mode without adaptive optics), rounded
 _EFFICIENCY = (
@@ -203,15 +207,17 @@ class Instrument:
     def filters(self, wave: ArrayLike) -> NDArray[np.float64]:
         """Transmission of the filters of the mode: blocking filter (blue end) and sodium notch (AO modes).
 
-        It is part of `sensitivity`.  Light of the calibration unit passes the same filters.
+        It is part of `sensitivity`.  Light of the calibration unit passes the same filters.  Some light gets
+        through everywhere: where a flat field is dark, slices cannot be traced.
         """
         w = np.asarray(wave, np.float64)
         result = 1 / (1 + np.exp(-np.clip((w - self.mode.useful[0] + 20) / 5, -50, 50)))
+        result = _BLOCKED + (1 - _BLOCKED) * result
         if self.mode.notch is not None:
             low, high = self.mode.notch
             inside = 1 / (1 + np.exp(-np.clip((w - low - 10) / 3, -50, 50)))
             inside /= 1 + np.exp(np.clip((w - high + 10) / 3, -50, 50))
-            result *= 1 - (1 - 1e-5) * inside
+            result *= 1 - (1 - _NOTCHED) * inside
         return result
 
     def sensitivity(self, wave: ArrayLike) -> NDArray[np.float64]:
@@ -230,6 +236,10 @@ class Instrument:
         w = np.asarray(wave, np.float64)
         efficiency = _efficiency()(np.clip(w, _EFFICIENCY[0][0], _EFFICIENCY[0][-1]))
         return efficiency * self.filters(w) * (TELESCOPE_AREA * 1e-20 / _HC) * w
+
+    def is_vignetted(self, x: ArrayLike, y: ArrayLike) -> bool:
+        """Whether any of some places in the field [spaxels], or one a few spaxels away, is vignetted."""
+        return self.vignetted and bool(np.max(np.subtract(x, y)) > _VIGNETTING[0] - 5)
 
     def vignetting(self, x: ArrayLike, y: ArrayLike) -> NDArray[np.float64]:
         """Factor, at most 1, by which light is lost at a place in the field [spaxels]."""
@@ -253,7 +263,7 @@ def _efficiency() -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
     return PchipInterpolator(*_EFFICIENCY)
 
 
-@lru_cache(maxsize=N_IFUS)
+@lru_cache(maxsize=4 * N_IFUS)
 def _ifu(instrument: Instrument, ifu: int) -> IfuOptics:
     return IfuOptics(instrument, ifu)
 
@@ -357,7 +367,7 @@ class IfuOptics:
         return np.sqrt((fwhm / 2.3548) ** 2 - _SLIT**2 / 12)
 
     def lsf(self, s: int, wave: ArrayLike, dlambda: ArrayLike) -> NDArray[np.float64]:
-        """Line spread function, normalised, with its first moment at 0, not integrated over pixels.
+        """Line spread function, normalised, not integrated over pixels.
 
         Parameters
         ----------
@@ -376,7 +386,9 @@ class IfuOptics:
         Notes
         -----
         Two Gaussians, a core and weak, wider wings somewhat to the red of it, each convolved with the image
-        of the slit, a box.
+        of the slit, a box.  It is not symmetric, so "the" wavelength of a line is a convention: 0 is where a
+        Gaussian fitted to an arc line has its centre, as a wavelength calibration finds it.  The first moment
+        is at 0.008 Angstrom.
         """
         sigma, d = np.broadcast_arrays(self.lsf_sigma(s, wave), np.asarray(dlambda, np.float64))
         return _lsf_shape(np.ascontiguousarray(sigma), np.ascontiguousarray(d), 0)
@@ -385,6 +397,21 @@ class IfuOptics:
         """Integral of `lsf` from minus infinity to `dlambda`."""
         sigma, d = np.broadcast_arrays(self.lsf_sigma(s, wave), np.asarray(dlambda, np.float64))
         return _lsf_shape(np.ascontiguousarray(sigma), np.ascontiguousarray(d), 1)
+
+    def lsf_table(self, s: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Integral of the line spread function of CCD slice `s` as a table.
+
+        Returns
+        -------
+        waves : ndarray of float64, shape (n,)
+            Equidistant wavelengths [Angstrom].
+        table : ndarray of float64, shape (n, 801)
+            By wavelength and distance from -10 to 10 Angstrom in steps of 0.025; from exactly 0 to exactly 1.
+        """
+        waves = np.linspace(4200.0, 9800.0, 29)
+        table = np.empty((waves.size, round(2 * LSF_RANGE / LSF_STEP) + 1))
+        _fill_lsf(self.lsf_sigma(s, waves), table)
+        return waves, table
 
     def throughput(
         self, s: int, wave: ArrayLike, temperature: float = REFERENCE_TEMPERATURE
@@ -478,6 +505,11 @@ class _Slices:
         self.angle = 0.15 * whole[6] + 0.06 * extra[0] + 0.008 * line + 0.006 * r[18]
         self.y = _field_y(ifu) - _STEP_Y * line + 0.02 * extra[1] + 0.015 * r[19]
         self.x = self._horizontal(ifu, stack, row)
+        # zero points of the reference pipeline
+        self.zero: tuple[float, float] = self._zero() if ifu == _REFERENCE[0] else _slices(_REFERENCE[0]).zero
+        x0, y0 = self.zero
+        self.x -= x0
+        self.y -= y0
 
         # line spread function, throughput
         self.fwhm = np.array(
@@ -488,6 +520,10 @@ class _Slices:
         drift = 1.5e-3 * r[23] + 1e-3 * (stack - 1.5) / 1.5
         self.throughput = np.array([level, 0.02 * r[22] + 0.01 * v, 0.01 * extra[2], drift]).T.copy()
         self.profile = np.array([1 + zero, 0.008 * r[4], -0.01 + 0.004 * r[6]]).T.copy()
+
+    def _zero(self) -> tuple[float, float]:
+        first, second = (CCD_TO_SKY_SLICE.index(sky) for sky in _REFERENCE[1:])
+        return float(self.x[first] + self.x[second]) / 2, float(self.y[first])
 
     def _horizontal(self, ifu: int, stack: NDArray[np.intp], row: NDArray[np.intp]) -> NDArray[np.float64]:
         """Position in X: slices of a row lie side by side with narrow gaps between them."""
@@ -503,13 +539,13 @@ class _Slices:
 
 
 def _field_x(ifu: int) -> float:
-    """Horizontal position of an IFU; the reference pipeline's zero point is IFU 12."""
-    return 0.0 if ifu == 12 else 0.6 * float(_stream(ifu, 0, 3).uniform(-1, 1))
+    """Horizontal position of an IFU."""
+    return 0.6 * float(_stream(ifu, 0, 3).uniform(-1, 1))
 
 
 def _field_y(ifu: int) -> float:
     """Vertical position of the middle of an IFU: 12 slices and a narrow gap from one to the next."""
-    return (12 * _STEP_Y + _GAP_Y) * (12.5 - ifu) + 0.02 * float(_stream(ifu, 0, 4).uniform(-1, 1))
+    return (12 * _STEP_Y + _GAP_Y) * (12 - ifu) + 0.02 * float(_stream(ifu, 0, 4).uniform(-1, 1))
 
 
 @lru_cache(maxsize=N_IFUS)
@@ -616,7 +652,7 @@ def _boxed(z, half, integral):  # type: ignore[no-untyped-def]
 def lsf_value(sigma, d, integral):  # type: ignore[no-untyped-def]
     """Line spread function at a distance [Angstrom] (integral 0) or its integral (1)."""
     core, wing = sigma, sigma * _WING_SIGMA
-    m = -_WINGS * _WING_SHIFT
+    m = _MOMENT - _WINGS * _WING_SHIFT
     zc, zw = (d - m) / core, (d - m - _WING_SHIFT) / wing
     vc = _boxed(zc, 0.5 * _SLIT / core, integral)
     vw = _boxed(zw, 0.5 * _SLIT / wing, integral)
@@ -629,6 +665,17 @@ def lsf_value(sigma, d, integral):  # type: ignore[no-untyped-def]
 def _lsf_flat(sigma, d, integral, out):  # type: ignore[no-untyped-def]
     for i in range(d.size):
         out[i] = lsf_value(sigma[i], d[i], integral)
+
+
+@nb.njit(nogil=True, cache=True)
+def _fill_lsf(sigma, table):  # type: ignore[no-untyped-def]
+    m, n = table.shape
+    for i in range(m):
+        for k in range(n):
+            table[i, k] = lsf_value(sigma[i], -LSF_RANGE + k * LSF_STEP, 1)
+        low, high = table[i, 0], table[i, n - 1]
+        for k in range(n):
+            table[i, k] = (table[i, k] - low) / (high - low)
 
 
 def _lsf_shape(sigma: NDArray[np.float64], d: NDArray[np.float64], integral: int) -> NDArray[np.float64]:

@@ -11,26 +11,14 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..instrument import N_SLICES
-from .optics import (
-    EDGE_SIGMA,
-    LSF_RANGE,
-    NX,
-    NY,
-    REFERENCE_TEMPERATURE,
-    IfuOptics,
-    Light,
-    lsf_value,
-    poly5,
-    wave_row,
-)
+from .optics import LSF_RANGE, LSF_STEP, NX, NY, REFERENCE_TEMPERATURE, IfuOptics, Light, poly5, wave_row
 
 #: columns beyond the edges of a slice that still get light
 _MARGIN = 3
 #: rows beyond the ends of the detector from which light of the line spread function comes
 _PAD = 9
-#: step of the table of the line spread function [Angstrom]; wavelengths of its rows
-_LSF_STEP = 0.025
-_LSF_WAVES = np.linspace(4200.0, 9800.0, 29)
+#: softness of the edges of a slice [pixels], standard deviation of a Gaussian
+EDGE_SIGMA = 0.5
 #: rows that share a kernel of the convolution
 _BLOCK = 64
 
@@ -115,10 +103,8 @@ def _render_slice(
     pad = 0 if light.smooth else _PAD
     xs, ys = (np.empty((NY + 2 * pad, n), np.float32) for _ in range(2))
     _positions(left, right, place, x0, 1 - pad, xs, ys)
-    if optics.instrument.vignetted:
-        inner = slice(pad, pad + NY)
-        if (xs - ys).max() > 0:
-            gain *= optics.instrument.vignetting(xs[inner], ys[inner])
+    if optics.instrument.is_vignetted(xs[:1], ys[:1]):
+        gain *= optics.instrument.vignetting(xs[pad : pad + NY], ys[pad : pad + NY])
     if light.smooth:
         centres = np.empty((NY, n), np.float32)
         _waves(wave, 1.0, 1.0, x0, centres)
@@ -129,7 +115,7 @@ def _render_slice(
         for k in range(oversampling):
             _waves(wave, 1.0 - pad + (k + 0.5) / oversampling - 0.5, 1.0, x0, fine[k])
         values = np.broadcast_to(np.asarray(light.continuum(xs, ys, fine), np.float32), fine.shape)
-        _add_convolved(values, fine, wave, left, right, *_lsf_table(optics, s), spectrum, pad, part)
+        _add_convolved(values, fine, wave, left, right, *optics.lsf_table(s), spectrum, pad, part)
     if line_waves.size:
         middle, _ = optics.middle(s)
         rows = optics.row(s, middle, line_waves)
@@ -141,7 +127,7 @@ def _render_slice(
             factor = np.asarray(light.line_factor(xs[index], ys[index], chosen32), np.float64)
             factor = factor * (line_rates[keep] * optics.throughput(s, chosen, temperature))[:, None]
             factor = np.ascontiguousarray(np.broadcast_to(factor, (len(chosen), n)))
-            _add_lines(chosen, factor, edge_waves, *_lsf_table(optics, s), part)
+            _add_lines(chosen, factor, edge_waves, *optics.lsf_table(s), part)
     _add(part, gain, x0, image)
 
 
@@ -149,26 +135,6 @@ def _throughput_table(optics: IfuOptics, s: int, temperature: float) -> NDArray[
     """Coefficients of the throughput in ``(wave - 7000)/2350``."""
     values = optics.throughput(s, np.array([4650.0, 7000.0, 9350.0]), temperature)
     return np.array([values[1], (values[2] - values[0]) / 2, (values[2] + values[0]) / 2 - values[1]])
-
-
-def _lsf_table(optics: IfuOptics, s: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Integral of the line spread function by wavelength and distance, from exactly 0 to exactly 1."""
-    sigma = optics.lsf_sigma(s, _LSF_WAVES)
-    n = round(2 * LSF_RANGE / _LSF_STEP) + 1
-    table = np.empty((len(sigma), n))
-    _fill_lsf(sigma, table)
-    return _LSF_WAVES, table
-
-
-@nb.njit(nogil=True, cache=True)
-def _fill_lsf(sigma, table):  # type: ignore[no-untyped-def]
-    m, n = table.shape
-    for i in range(m):
-        for k in range(n):
-            table[i, k] = lsf_value(sigma[i], -LSF_RANGE + k * _LSF_STEP, 1)
-        low, high = table[i, 0], table[i, n - 1]
-        for k in range(n):
-            table[i, k] = (table[i, k] - low) / (high - low)
 
 
 @nb.njit(nogil=True, cache=True)
@@ -242,7 +208,7 @@ def _blend(waves, table, wave, row):  # type: ignore[no-untyped-def]
 
 @nb.njit(nogil=True, cache=True, inline="always")
 def _integral(row, d):  # type: ignore[no-untyped-def]
-    t = (d + LSF_RANGE) / _LSF_STEP
+    t = (d + LSF_RANGE) / LSF_STEP
     if t <= 0.0:
         return 0.0
     if t >= row.size - 1:
