@@ -367,6 +367,8 @@ class MemoryMonitor:
         Seconds between samples.
     pid : int, optional
         The process, by default this one.
+    children : bool
+        Whether it may have children; to look for them takes longer than all else.
 
     Attributes
     ----------
@@ -378,13 +380,14 @@ class MemoryMonitor:
         How often there were so many processes.
     """
 
-    def __init__(self, interval: float = 0.05, pid: int | None = None) -> None:
+    def __init__(self, interval: float = 0.05, pid: int | None = None, *, children: bool = True) -> None:
         import psutil
 
         self.peak = 0
         self.processes = 1
         self.counts: Counter[int] = Counter()
         self._process = psutil.Process(pid)
+        self._children = children
         self._interval = interval
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -395,7 +398,7 @@ class MemoryMonitor:
         sizes = []
         # it may have ended
         with contextlib.suppress(psutil.Error):
-            for member in [self._process, *self._process.children(recursive=True)]:
+            for member in [self._process, *(self._process.children(recursive=True) if self._children else ())]:
                 with contextlib.suppress(psutil.Error):
                     sizes.append(member.memory_info().rss)
         members = sum(size > _HELPER for size in sizes)

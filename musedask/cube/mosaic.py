@@ -326,7 +326,7 @@ def _make(
         )
         return None
 
-    with MemoryMonitor() as monitor, work(settings, description) as resumed:
+    with MemoryMonitor(children=settings.client is not None) as monitor, work(settings, description) as resumed:
         with timer("rows"):
             rows: MemoryStore | DiskStore
             if inputs.store is not None:

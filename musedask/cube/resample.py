@@ -6,12 +6,11 @@ Knows nothing of Dask, and of storage only that a store gives the rows of a bloc
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +21,8 @@ from .exposure import Placement
 from .grid import Grid
 from .kernels import RECORD
 from .params import ResampleParams
-from .store import Block, StoredExposure, bin_pieces, bin_range, cut_rows, prepare
+from .store import Block, StoredExposure, bin_pieces, bin_range, cut_rows, is_cut, prepare
+from .workspace import workspace
 
 Window = tuple[int, int, int, int, int, int]
 
@@ -105,27 +105,6 @@ class Chunk:
     cosmics: list[tuple[int, NDArray[np.int32]]] = field(default_factory=list)
     statistics: NDArray[np.int64] = field(default_factory=lambda: np.zeros(6, np.int64))
     seconds: NDArray[np.float64] = field(default_factory=lambda: np.zeros(len(STEPS)))
-
-
-class _Workspace(threading.local):
-    """Large arrays of a thread, kept from task to task: fresh memory from the system is slow."""
-
-    def __init__(self) -> None:
-        self._arrays: dict[str, NDArray[np.uint8]] = {}
-
-    def get(self, name: str, n: int, dtype: type[np.generic]) -> NDArray[Any]:
-        """An array of n values whose contents are undefined."""
-        size = n * np.dtype(dtype).itemsize
-        held = self._arrays.get(name)
-        if held is None or len(held) < size:
-            # the old one goes first; what is not touched of the new one costs nothing, and the next task may need it
-            self._arrays.pop(name, None)
-            del held
-            held = self._arrays[name] = np.empty(size + size // 4, np.uint8)
-        return held[:size].view(dtype)
-
-
-_workspace = _Workspace()
 
 
 class _TooManyRows(Exception):
@@ -261,12 +240,10 @@ def read_pieces(
     if store.in_memory:
         yield partial(store.read, block, bins)
         return
-    low, high = (np.float32(w) for w in wave_range)
-    cut = not store.prepared and (block.limits[4] < low or block.limits[5] > high)
-
     def read(part: tuple[int, int]) -> NDArray[np.float32]:
-        rows = store.read(block, part, _workspace.get("piece", store.size(block, part), np.float32))
-        if cut:
+        rows = store.read(block, part, workspace.get("piece", store.size(block, part), np.float32))
+        if not store.prepared and is_cut(block, part, wave_range):
+            low, high = (np.float32(w) for w in wave_range)
             edges = block.bins[part[0] : part[1] + 1] - block.bins[part[0]]
             rows = rows[: cut_rows(rows, edges, low, high)]
         return rows
@@ -346,7 +323,7 @@ def _resample(job: Job, store: Store, whole: Window, part: Window, out: Chunk, k
 
     clock = [time.perf_counter()]
     held: list[_Piece] = []
-    counts = _workspace.get("offsets", n_voxels + 1, np.int64)
+    counts = workspace.get("offsets", n_voxels + 1, np.int64)
     counts[:] = 0
     total = 0
     for piece in _pieces(job, store, outer, n_exact):
@@ -376,9 +353,9 @@ def _resample(job: Job, store: Store, whole: Window, part: Window, out: Chunk, k
 
     clock.append(time.perf_counter())
     offsets = np.cumsum(counts, out=counts)
-    cursor = _workspace.get("cursor", n_voxels, np.int32)
+    cursor = workspace.get("cursor", n_voxels, np.int32)
     cursor[:] = offsets[:-1]
-    records = _workspace.get("records", total * RECORD, np.float32).reshape(total, RECORD)
+    records = workspace.get("records", total * RECORD, np.float32).reshape(total, RECORD)
     bits = records.view(np.int32)
     held.reverse()
     while held:
@@ -437,7 +414,7 @@ def _fill_values(
         return
     shape = (int(target[1] - target[0]), int(target[3] - target[2]), int(target[5] - target[4]))
     n_target = math.prod(shape)
-    sums = _workspace.get("sums", 3 * n_target, np.float64).reshape(n_target, 3)
+    sums = workspace.get("sums", 3 * n_target, np.float64).reshape(n_target, 3)
     sums[:] = 0
     n_pixels = np.zeros(n_target if params.weight_map else 0, np.int32)
     if params.resample == "drizzle":
@@ -475,7 +452,7 @@ def _flag(
     """Flag cosmic rays; with directions of their own, each direction flags only its exposures' rows."""
     cr_type = cosmics.CR_TYPES[job.params.crtype]
     used: Sequence[int] = sorted(set(job.directions)) if job.params.cr_per_exposure else job.directions[:1]
-    values = _workspace.get("values", len(records), np.float32)
+    values = workspace.get("values", len(records), np.float32)
 
     def flag(way: int) -> None:
         cosmics.flag(

@@ -32,6 +32,7 @@ from . import geometry
 from .exposure import Exposure, Placement, Source
 from .kernels import DATA, DQ, RECORD, ROW, STAT, WAVE, WEIGHT, X, Y
 from .plan import PIECE_ROWS
+from .workspace import workspace
 
 log = logging.getLogger("musedask")
 
@@ -132,6 +133,16 @@ def bin_pieces(block: Block, bins: tuple[int, int]) -> Iterator[tuple[int, int]]
         if block.bins[last] > block.bins[first]:
             yield first, last
         first = last
+
+
+def is_cut(block: Block, bins: tuple[int, int], wave_range: tuple[float, float]) -> bool:
+    """Whether rows of a block in a range of bins may lie outside of a wavelength range that has these bins."""
+    low, high = wave_range
+    if block.limits[4] >= low and block.limits[5] <= high:
+        return False
+    # what is in none of the outermost bins of the range lies inside
+    first, last = bin_range(low, high)
+    return bins[0] <= first or bins[1] >= last
 
 
 @njit(cache=True, nogil=True)
@@ -527,7 +538,8 @@ class PositionedStore:
         limits = np.array([np.inf, -np.inf] * 3)
         kept = 0
         for first, last in bin_pieces(block, bin_range(*self.wave_range)):
-            rows, edges = self._read(block, (first, last), None)
+            buffer = workspace.get("piece", self.size(block, (first, last)), np.float32)
+            rows, edges = self._read(block, (first, last), buffer)
             prepare(rows, self.placements[block.exposure], self.vacuum)
             geometry.row_limits(rows, limits)
             positions[kept : kept + len(rows)] = rows[:, :2]
@@ -543,8 +555,8 @@ class PositionedStore:
         whole = self.store.exposures[block.exposure].blocks[block.number]
         edges = whole.bins[bins[0] : bins[1] + 1] - whole.bins[bins[0]]
         rows = self.store.read(whole, bins, out)
-        low, high = (np.float32(w) for w in self.wave_range)
-        if whole.limits[4] < low or whole.limits[5] > high:
+        if is_cut(whole, bins, self.wave_range):
+            low, high = (np.float32(w) for w in self.wave_range)
             rows = rows[: cut_rows(rows, edges, low, high)]
         return rows, edges
 
