@@ -41,8 +41,8 @@ from .masters import RECIPES, master_name, write_masters
 from .optics import Instrument
 from .plan import ExposurePlan
 from .scene import Background, Galaxy, Nebula, Scene, SceneLike, Star
-from .schedule import Target, check_mode, plan_night
-from .spectra import STANDARDS, BlackBody, flux_from_ab
+from .schedule import ASTROMETRIC_FIELDS, Target, check_mode, plan_night
+from .spectra import BlackBody, flux_from_ab
 from .statics import write_statics
 from .truth import plan_from_dict, write_cosmics, write_truth
 
@@ -126,14 +126,6 @@ def _from_field(u: float, v: float, posang: float) -> tuple[float, float]:
     return -u * math.cos(pa) - v * math.sin(pa), -u * math.sin(pa) + v * math.cos(pa)
 
 
-#: globular clusters towards which astrometric fields are made: name, RA, DEC [deg]
-ASTROMETRIC_FIELDS = (
-    ("47 Tuc", 6.02, -72.08), ("NGC 1851", 78.53, -40.05), ("NGC 3201", 154.40, -46.41),
-    ("omega Cen", 201.69, -47.48), ("NGC 6397", 265.17, -53.67), ("NGC 6752", 287.72, -59.98),
-    ("NGC 7089", 323.36, -0.82), ("NGC 7099", 325.09, -23.18),
-)  # fmt: skip
-
-
 def scenes_of(
     plans: Sequence[ExposurePlan], ifus: Sequence[int], scene: SceneLike | Mapping[str, SceneLike] | None = None
 ) -> dict[str, SceneLike]:
@@ -196,10 +188,15 @@ def _target_of(plan: ExposurePlan) -> tuple[float, float]:
 # --------------------------------------------------------------------------------------- writing
 
 #: size of a compressed frame relative to a plain one, by type (measured)
-_COMPRESSED = {"BIAS": 0.27, "DARK": 0.27, "ARC": 0.3, "MASK": 0.28, "FLAT": 0.55, "ILLUM": 0.55, "SKYFLAT": 0.52}
+_COMPRESSED = {
+    "BIAS": 0.27, "DARK": 0.28, "ARC": 0.31, "MASK": 0.28, "FLAT": 0.65, "ILLUM": 0.65, "SKYFLAT": 0.64,
+}  # fmt: skip
+_ON_SKY_COMPRESSED = 0.33
 #: processor time of a frame of one IFU, by type, and what compression adds (measured) [s]
-_SECONDS = {"BIAS": 0.5, "DARK": 0.7, "FLAT": 1.3, "ILLUM": 1.3, "ARC": 1.0, "MASK": 1.1, "SKYFLAT": 2.7}
-_ON_SKY_SECONDS, _COMPRESS_SECONDS = 2.4, 1.2
+_SECONDS = {
+    "BIAS": 0.3, "DARK": 0.5, "FLAT": 1.2, "ILLUM": 1.2, "ARC": 1.2, "MASK": 1.3, "SKYFLAT": 2.0, "SKY": 2.5,
+}  # fmt: skip
+_ON_SKY_SECONDS, _COMPRESS_SECONDS = 4.0, 0.4
 _INDEX = "night.json"
 
 
@@ -352,8 +349,6 @@ def simulate_night(
         counts=calibrations,
         dither=min(sx / 0.2, 0.2 * narrow) if dither is None else dither,
         pointing_error=(0.02 if mode.startswith("NFM") else 0.2) if pointing_error is None else pointing_error,
-        standards=[(s.name, s.ra, s.dec) for s in STANDARDS.values()],
-        fields=ASTROMETRIC_FIELDS,
         exptimes=exposure_times,
     )
     return simulate_plans(out, plans, scene, ifus=numbers, seed=seed, **writing)
@@ -553,7 +548,7 @@ def describe(plans: Sequence[ExposurePlan], ifus: Sequence[int], *, compress: bo
 
 def _size(plan: ExposurePlan, n_ifus: int, compress: bool) -> int:
     """Expected size of a raw file [bytes]."""
-    factor = _COMPRESSED.get(plan.tag, 0.4) if compress else 1.0
+    factor = _COMPRESSED.get(plan.tag, _ON_SKY_COMPRESSED) if compress else 1.0
     return int(n_ifus * FRAME_BYTES * factor) + 30_000 * (n_ifus + 1)
 
 

@@ -17,6 +17,7 @@ from .ephemeris import horizontal, mjd_of, moon, sidereal_time, sun
 from .lamps import TWILIGHT_DECAY
 from .optics import MODES
 from .plan import ON_SKY, Conditions, ExposurePlan, ObservingBlock, Tag
+from .spectra import STANDARDS
 
 #: how many frames of each type a night has: calibrations per night; SKY and ILLUM per observing block
 COUNTS: Mapping[str, int] = {
@@ -26,6 +27,12 @@ COUNTS: Mapping[str, int] = {
 N_MASKS = 60
 #: step between them [mm]; a slice is 0.122 mm high, the pinholes of a column are 0.6135 mm apart
 MASK_STEP = 0.0165
+#: globular clusters towards which astrometric fields are made: name, RA, DEC [deg]
+ASTROMETRIC_FIELDS = (
+    ("47 Tuc", 6.02, -72.08), ("NGC 1851", 78.53, -40.05), ("NGC 3201", 154.40, -46.41),
+    ("omega Cen", 201.69, -47.48), ("NGC 6397", 265.17, -53.67), ("NGC 6752", 287.72, -59.98),
+    ("NGC 7089", 323.36, -0.82), ("NGC 7099", 325.09, -23.18),
+)  # fmt: skip
 #: exposure times of calibrations [s]; the twilight flats get longer as it gets darker
 EXPTIMES: Mapping[str, float] = {
     "BIAS": 0.0, "DARK": 1800.0, "FLAT": 0.35, "ILLUM": 0.35, "MASK": 10.0, "STD": 30.0, "ASTROMETRY": 30.0,
@@ -315,8 +322,8 @@ def plan_night(
     counts: Mapping[str, int] | None = None,
     dither: float = 1.0,
     pointing_error: float = 0.2,
-    standards: Sequence[tuple[str, float, float]] = (),
-    fields: Sequence[tuple[str, float, float]] = (),
+    standards: Sequence[tuple[str, float, float]] | None = None,
+    fields: Sequence[tuple[str, float, float]] = ASTROMETRIC_FIELDS,
     exptimes: Mapping[str, float] | None = None,
     mask_step: float = MASK_STEP,
     first_index: int = 0,
@@ -342,8 +349,9 @@ def plan_night(
         Radius of the pattern of offsets [arcsec].
     pointing_error : float
         Standard deviation of header minus true position of a block; half of it for each exposure [arcsec].
-    standards, fields : sequence of (name, ra, dec)
-        Standard stars and astrometric fields to choose from [deg]: the highest one is taken.
+    standards, fields : sequence of (name, ra, dec), optional
+        Standard stars and astrometric fields to choose from [deg]: the highest one is taken.  Default: those of
+        `spectra.STANDARDS` and `ASTROMETRIC_FIELDS`.
     exptimes : mapping, optional
         Exposure times [s] by type or lamp, where they are not those of `EXPTIMES`.
     mask_step : float
@@ -369,6 +377,8 @@ def plan_night(
                 f"{target.name}: {target.dithers} positions with exposures of {target.exptimes} s found, expected at "
                 "least one position and exposure times between 0 and 7200 s"
             )
+    if standards is None:
+        standards = [(star.name, star.ra, star.dec) for star in STANDARDS.values()]
     request = _Request(number, times, standards, fields, dither, pointing_error, mask_step)
     resolved = list(targets)
     if any(t.ra is None or t.dec is None for t in targets):
@@ -403,8 +413,7 @@ def _time(text: str) -> datetime:
 def _highest(places: Sequence[tuple[str, float, float]], what: str, time: datetime) -> tuple[str, float, float]:
     """The one that is best observed at a time."""
     if not places:
-        # just past the zenith
-        return "anywhere", (sidereal_time(mjd_of(time)) + 5.0) % 360, -33.5
+        raise InputError(f"{what}: no positions to choose from")
     heights = [altitude(ra, dec, time) for _, ra, dec in places]
     # past the zenith, where the telescope cannot follow
     return places[max(range(len(places)), key=lambda i: heights[i] if heights[i] < 87 else 0.0)]

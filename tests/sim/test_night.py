@@ -26,13 +26,11 @@ from musedask.errors import InputError, OutputExistsError, PlanError, StoreError
 from musedask.sim import NightTruth, Target, associate, plan_night, read_association, scenes_of, simulate_night
 from musedask.sim.association import archive_name, nearest, to_xml, write_associations
 from musedask.sim.ephemeris import horizontal, mjd_of, sun
-from musedask.sim.night import ASTROMETRIC_FIELDS, describe, night_scene
+from musedask.sim.night import describe, night_scene
 from musedask.sim.optics import MODES, Instrument
 from musedask.sim.schedule import COUNTS, MASK_STEP, READOUT, parse_date, resolve_counts
-from musedask.sim.spectra import STANDARDS
 
 NONE = dict.fromkeys(COUNTS, 0)
-STARS = [(s.name, s.ra, s.dec) for s in STANDARDS.values()]
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -42,7 +40,7 @@ def start(plan):
 
 def whole_night(day="2018-11-08", **options):
     options = {"counts": {"DARK": 3, "MASK": 50, "STD": 2}, "targets": (Target("A"), Target("B")), **options}
-    return plan_night(day, standards=STARS, fields=ASTROMETRIC_FIELDS, **options)
+    return plan_night(day, **options)
 
 
 # ------------------------------------------------------------------------------------------ plan
