@@ -14,8 +14,11 @@ from musedask.io.muse_image import Mask, MuseImage, write_mask, write_muse_image
 from musedask.io.pixtable import scan_pixtable
 from musedask.io.products import product_header
 from musedask.io.tables import read_filter
-from musedask.sim import Scene, Star, simulate_pixtables
+from musedask.sim import Background, Scene, Star, observe, simulate_pixtables
+from musedask.sim.exposure import light_of, scene_text
+from musedask.sim.masters import write_masters
 from musedask.sim.optics import Instrument
+from musedask.sim.plan import ExposurePlan
 from musedask.sim.statics import geometry_table, write_statics
 from musedask.sim.truth import trace_table, wavecal_table
 
@@ -288,3 +291,41 @@ def test_sky_mask(esorex, tmp_path, celestial):
     )  # fmt: skip
     spectrum = fits.getdata(next(out.glob("SKY_SPECTRUM*.fits")))
     assert np.median(spectrum["data"]) == pytest.approx(100.0, rel=0.1)
+
+
+# --- masters ---------------------------------------------------------------------------------------
+
+
+def test_masters(esorex, statics, tmp_path):
+    """muse_scibasic with master calibrations from the truth: what the instrument does to the light is undone."""
+    kinds = (
+        ("BIAS", 0.0, ""), ("DARK", 1800.0, ""), ("FLAT", 0.35, "continuum"), ("ARC", 1.4, "Ne"), ("SKYFLAT", 3.0, ""),
+    )  # fmt: skip
+    first = [
+        ExposurePlan(i, tag, f"2018-11-08T20:{i}0:00.000", time, lamp=lamp, template_start=f"2018-11-08T20:{i}0:00")
+        for i, (tag, time, lamp) in enumerate(kinds)
+    ]
+    made = write_masters(tmp_path / "masters", first, ifus=[IFU], names="drs")
+    plan = ExposurePlan(9, "OBJECT", "2018-11-09T01:00:00.000", 60.0, ra=20.0, dec=-30.0, scene="bright")
+    scene = Scene(background=Background(20000.0), ra=20.0, dec=-30.0)
+    raw = observe(plan, scene, ifus=[IFU], out_dir=tmp_path)
+    tags = ("MASTER_BIAS", "MASTER_DARK", "MASTER_FLAT", "TRACE_TABLE", "WAVECAL_TABLE", "TWILIGHT_CUBE")
+    inputs = [(raw, "OBJECT"), *((path, tag) for tag in tags for path in made[tag])]
+    inputs += [(statics[tag], tag) for tag in ("GEOMETRY_TABLE", "BADPIX_TABLE")]
+    out = esorex("muse_scibasic", inputs, nifu=IFU, skylines="none", saveimage="false")
+    assert not complaints(out)
+    table = scan_pixtable(out / f"PIXTABLE_OBJECT_0001-{IFU:02d}.fits")
+    fluxes = [table.header[f"ESO DRS MUSE FLAT FLUX {name}"] for name in ("LAMP", "SKY")]
+    assert fluxes[0] == pytest.approx(fluxes[1], rel=1e-4)
+    wave, data, x, y, dq = (table.read(n) for n in ("lambda", "data", "xpos", "ypos", "dq"))
+    ccd_slice = table.read("origin").view(np.uint32) & 63
+    expected = light_of(plan, scene_text(scene), (IFU,)).continuum(x, y, wave)
+    lamp = light_of(first[2], "", (IFU,)).continuum(*np.zeros((2, 1), np.float32), wave)
+    # away from lines of the sky, which are not in the continuum
+    quiet = (wave > 5650) & (wave < 5750) & (dq == 0)
+    ratio = data[quiet].astype(np.float64) / (expected / lamp)[quiet]
+    # cosmic rays are in it too: medians
+    by_slice = np.array([np.median(ratio[ccd_slice[quiet] == s]) for s in range(1, 49)])
+    assert np.abs(by_slice / by_slice.mean() - 1).max() < 0.01
+    columns = np.array([np.median(ratio[np.rint(x[quiet]) == k]) for k in range(-140, 141, 10)])
+    assert np.abs(columns / columns.mean() - 1).max() < 0.01
