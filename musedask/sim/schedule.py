@@ -119,7 +119,9 @@ class _Weather:
             name: [(random.normal(), random.uniform(0, 2 * math.pi), random.uniform(1.5, 6.0)) for _ in range(3)]
             for name in ("temperature", "humidity", "pressure", "seeing", "airglow", "wind", "direction", "tau0")
         }
-        self._seeing = float(random.uniform(0.65, 0.95)) * (0.75 if "AO" in mode.split("-") else 1.0)
+        # as delivered: adaptive optics make it sharper, those of the narrow field by far
+        delivered = 0.1 if mode.startswith("NFM") else 0.75 if "AO" in mode.split("-") else 1.0
+        self._seeing = float(random.uniform(0.65, 0.95)) * delivered
         self._level = {"temperature": float(random.uniform(10, 15)), "humidity": float(random.uniform(6, 30))}
         self._season = 2.5 * math.cos(2 * math.pi * (day.timetuple().tm_yday - 30) / 365.25)
 

@@ -137,6 +137,11 @@ def test_weather_is_smooth():
     assert all(0.3 < p.conditions.seeing < 2 and 0.4 < p.conditions.airglow < 2 for p in plans)
 
 
+def test_adaptive_optics_sharpen():
+    seeing = {mode: np.mean([p.conditions.seeing for p in whole_night(mode=mode)]) for mode in MODES}
+    assert seeing["NFM-AO-N"] < 0.12 < 0.4 < seeing["WFM-AO-N"] < 0.8 * seeing["WFM-NOAO-N"]
+
+
 def test_twilight_gets_longer():
     times = [p.exptime for p in whole_night(counts={"SKYFLAT": 6}) if p.tag == "SKYFLAT"]
     assert times == sorted(times) and times[-1] > 1.5 * times[0]
