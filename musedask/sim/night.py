@@ -79,6 +79,8 @@ def night_scene(
     width, height = (xhi - xlo) * sx, (yhi - ylo) * sy
     # small lengths follow the size of spaxels, so that the narrow field looks alike
     unit = sx / SPAXEL_WFM[0]
+    # small spaxels see little of what is extended
+    brighter = 3.5 * math.log10(unit)
     random = np.random.default_rng(20140131)
     places: list[tuple[float, float]] = []
 
@@ -100,14 +102,15 @@ def night_scene(
             where = place(angle, 3.0)
             if where is not None:
                 # the first ones are bright, so that every strip has some to align
-                magnitude = 18.5 + 4.0 * k / n_stars
+                magnitude = 18.5 + brighter + 4.0 * k / n_stars
                 temperature = float(np.round(random.choice([3300, 4200, 5200, 6000, 7500, 9500])))
                 name = f"star {len(stars) + 1}"
                 stars.append(Star(*where, flux_from_ab(magnitude), spectrum=BlackBody(temperature), name=name))
         for _ in range(max(2, n_stars // 6)):
             where = place(angle, 4.0)
             if where is not None:
-                flux, radius = flux_from_ab(float(random.uniform(19.5, 21.5))), float(random.uniform(0.4, 1.0)) * unit
+                flux = flux_from_ab(brighter + float(random.uniform(19.5, 21.5)))
+                radius = float(random.uniform(0.4, 1.0)) * unit
                 galaxies.append(Galaxy(
                     *where, flux, radius, sersic=float(random.choice([1.0, 1.0, 4.0])),
                     axis_ratio=float(random.uniform(0.4, 1.0)), angle=float(random.uniform(0, 180)),
@@ -453,7 +456,8 @@ def simulate_plans(
             _remove(folder, found)
         for _, path in todo:
             check_output(path, overwrite=False)
-        _remove_parts(raw)
+        for stale in _parts(raw):
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
         with atomic_path(folder / _INDEX, overwrite=True) as part:
             part.write_text(json.dumps(job, indent=1) + "\n")
         if images or truth:
@@ -558,7 +562,9 @@ def _check_space(folder: Path, plans: Sequence[ExposurePlan], n_ifus: int, compr
     if images:
         needed += sum(2 * FRAME_BYTES * n_ifus for plan in plans if plan.tag not in ("BIAS", "DARK"))
     there = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(there).free
+    # what a killed run has left is removed before the start
+    stale = sum(file.stat().st_blocks * 512 for part in _parts(folder / "raw") for file in (part, *part.rglob("*")))
+    free = shutil.disk_usage(there).free + stale
     if needed > free:
         raise PlanError(f"{folder}: {format_bytes(needed)} are needed on this disk, {format_bytes(free)} are free")
 
@@ -614,10 +620,9 @@ def _master_names(exposure: Mapping[str, Any]) -> list[str]:
     return [master_name(category, plan_from_dict(values)) for category in RECIPES]
 
 
-def _remove_parts(raw: Path) -> None:
-    """Remove what a killed run has left; nobody else is at work here."""
-    for stale in raw.glob(".MUSE.*.part*"):
-        shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+def _parts(raw: Path) -> list[Path]:
+    """Files and folders in the making; nobody is making them if nobody else is at work here."""
+    return list(raw.glob(".MUSE.*.part*"))
 
 
 @contextlib.contextmanager

@@ -381,6 +381,18 @@ def test_disk_too_small(tmp_path, monkeypatch):
     assert not (tmp_path / "night").exists()
 
 
+def test_remains_of_a_killed_run_take_no_room(tmp_path, monkeypatch):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / ".MUSE.2018-11-08T20:00:00.000.fits.abc.part").write_bytes(b"x" * 10**8)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=5 * 10**7))
+    simulate_night(tmp_path, dry_run=True, **SMALL)
+    monkeypatch.undo()
+    simulate_night(tmp_path, ifus=(1,), n_obs=0, calibrations={**NONE, "BIAS": 1}, statics=False)
+    assert not list(raw.glob(".*"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
