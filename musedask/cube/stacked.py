@@ -87,7 +87,7 @@ class _Geometry:
 
     @classmethod
     def from_limits(
-        cls, x: NDArray[np.float64], wave: NDArray[np.float64], bin_x: float, step: float
+        cls, x: NDArray[np.float64], wave: tuple[float, float], bin_x: float, step: float
     ) -> _Geometry:
         """Lay out the image from the limits of x, shape (2048, 2), and of wavelength."""
         widths = np.zeros(_N_CODES, np.int64)
@@ -135,8 +135,8 @@ class _Source:
 
 
 @njit(cache=True, nogil=True)
-def _encode(rows, bits, origin, first, flags, cut, codes, x, wave):  # type: ignore[no-untyped-def]
-    """Codes of rows, and limits of x by slice and of wavelength, over bad rows as well.
+def _encode(rows, bits, origin, first, flags, cut, codes, x):  # type: ignore[no-untyped-def]
+    """Codes of rows, and limits of x by slice, over bad rows as well.
 
     Parameters
     ----------
@@ -151,7 +151,6 @@ def _encode(rows, bits, origin, first, flags, cut, codes, x, wave):  # type: ign
     cut : ndarray of bool, shape (n,) or (0,)
     codes : ndarray of uint16, shape (n,)
     x : ndarray of float64, shape (2048, 2)
-    wave : ndarray of float64, shape (2,)
     """
     for k in range(rows.shape[0]):
         row = bits[k, ROW]
@@ -163,9 +162,6 @@ def _encode(rows, bits, origin, first, flags, cut, codes, x, wave):  # type: ign
         value = np.float64(rows[k, X])
         x[code, 0] = min(x[code, 0], value)
         x[code, 1] = max(x[code, 1], value)
-        value = np.float64(rows[k, WAVE])
-        wave[0] = min(wave[0], value)
-        wave[1] = max(wave[1], value)
         if bits[k, DQ] != 0 or (flags[row >> 3] >> np.uint8(row & 7)) & np.uint8(1):
             code |= _BAD
         codes[k] = code
@@ -173,21 +169,20 @@ def _encode(rows, bits, origin, first, flags, cut, codes, x, wave):  # type: ign
 
 def _look_up(
     source: _Source, tables: list[Any], first: list[int], flags: NDArray[np.uint8], block: Block
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Write the codes of a block; returns limits of x by slice, and of wavelength."""
+) -> NDArray[np.float64]:
+    """Write the codes of a block; returns limits of x by slice."""
     origin = tables[block.source].read("origin", block.start, block.stop)
     x = np.tile([np.inf, -np.inf], (_N_CODES, 1))
-    wave = np.array([np.inf, -np.inf])
     none = np.empty(0, np.bool_)
     with open(source.path(block), "wb") as file:
         for _, rows, cut in source.read(block, (0, len(block.bins) - 1)):
             codes = np.empty(len(rows), np.uint16)
             _encode(
                 rows, rows.view(np.int32), origin, first[block.source] + block.start, flags,
-                none if cut is None else cut, codes, x, wave,
+                none if cut is None else cut, codes, x,
             )  # fmt: skip
             file.write(codes.data)
-    return x, wave
+    return x
 
 
 @njit(cache=True, nogil=True)
@@ -407,12 +402,10 @@ def write_stacked(
     source = _Source(store, job.placements, job.grid.vacuum, wave_range, folder)
     threads = settings.local_threads
     x = np.tile([np.inf, -np.inf], (_N_CODES, 1))
-    wave = np.array([np.inf, -np.inf])
 
-    def merge(_: Block, found: tuple[NDArray[np.float64], NDArray[np.float64]]) -> None:
-        for mine, theirs in ((x, found[0]), (wave, found[1])):
-            mine[..., 0] = np.minimum(mine[..., 0], theirs[..., 0])
-            mine[..., 1] = np.maximum(mine[..., 1], theirs[..., 1])
+    def merge(_: Block, found: NDArray[np.float64]) -> None:
+        x[:, 0] = np.minimum(x[:, 0], found[:, 0])
+        x[:, 1] = np.maximum(x[:, 1], found[:, 1])
 
     bases = [0]
     for number, exposure in enumerate(store.exposures):
@@ -432,7 +425,8 @@ def write_stacked(
     # as in the reference: in the unit of the table, although the parameter is in arcsec
     bin_x = job.params.dx or natural
     step = job.params.dlambda or SPECTRAL_SAMPLING
-    geometry = _Geometry.from_limits(x, wave, bin_x, step)
+    # as in the cube: of tables that are not projected from the header, seven digits
+    geometry = _Geometry.from_limits(x, job.grid.limits.wave, bin_x, step)
     memory = int((0.4 if store.in_memory else 0.8) * settings.memory_limit)
     path = products.folder / "OBJECT_RESAMPLED.fits"
     primary, data = _headers(products, geometry, path)
