@@ -11,8 +11,8 @@ wavelength rises with ``y``.  Slices are numbered 1..48 from left to right; arra
 
 Field: ``X``, ``Y`` in spaxels as in a geometry table of the reference pipeline.  A slice with left and
 right edges L, R, position (x, y), angle a and width w has ``d = ((L + R)/2 - x_pixel)/(R - L) w`` (the sky is
-reversed within a slice), ``X = d cos a + x``, ``Y = d sin a + y``.  IFU 1 is at the top (large Y).  Of the 48
-slices on the sky 1..12 make the stack at the smallest X, 1 at its top, and so on.
+reversed within a slice), ``X = d cos a + x``, ``Y = d sin a + y``.  IFU 1 is at the bottom (small Y).  Of the 48
+slices on the sky 1..12 make the stack at the smallest X, 1 at its bottom, and so on.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class Instrument:
     mode : str
         ``ESO INS MODE``, one of `MODES`.
     vignetted : bool
-        Whether a corner of the field, in the last IFU, is vignetted, as it was until March 2017.
+        Whether a corner of the field, in the first IFU, is vignetted, as it was until March 2017.
 
     Attributes
     ----------
@@ -497,13 +497,13 @@ class _Slices:
 
         # positions in the field
         sky = np.array(CCD_TO_SKY_SLICE)
-        stack, row = np.divmod(sky - 1, 12)  # stack 0 is the leftmost in the field, row 0 the uppermost
+        stack, row = np.divmod(sky - 1, 12)  # stack 0 is the leftmost in the field, row 0 the lowest
         line = row - 5.5
         spaxels = _PINHOLE_DISTANCE / (_PINHOLES[0] + _PINHOLES[1] * ifu)  # per detector pixel
         extra = _stream(ifu, 0, 1).uniform(-1, 1, (3, 4))[:, stack]
         self.width = (width[0] + width[2] / 3) * spaxels * (1 + 2e-4 * r[17])
         self.angle = 0.15 * whole[6] + 0.06 * extra[0] + 0.008 * line + 0.006 * r[18]
-        self.y = _field_y(ifu) - _STEP_Y * line + 0.02 * extra[1] + 0.015 * r[19]
+        self.y = _field_y(ifu) + _STEP_Y * line + 0.02 * extra[1] + 0.015 * r[19]
         self.x = self._horizontal(ifu, stack, row)
         # zero points of the reference pipeline
         self.zero: tuple[float, float] = self._zero() if ifu == _REFERENCE[0] else _slices(_REFERENCE[0]).zero
@@ -545,7 +545,7 @@ def _field_x(ifu: int) -> float:
 
 def _field_y(ifu: int) -> float:
     """Vertical position of the middle of an IFU: 12 slices and a narrow gap from one to the next."""
-    return (12 * _STEP_Y + _GAP_Y) * (12 - ifu) + 0.02 * float(_stream(ifu, 0, 4).uniform(-1, 1))
+    return (12 * _STEP_Y + _GAP_Y) * (ifu - 12) + 0.02 * float(_stream(ifu, 0, 4).uniform(-1, 1))
 
 
 @lru_cache(maxsize=N_IFUS)

@@ -162,11 +162,11 @@ def test_subset_of_slices(o):
 
 
 def test_temperature_and_vignetting():
-    o = Instrument().ifu(24)
+    o = Instrument().ifu(1)
     lamp = Lamp(continuum=5.0)
     cold, warm = (render(o, lamp, slices=[44], temperature=t).sum(dtype=float) for t in (10.0, 16.0))
     assert warm / cold == pytest.approx(o.throughput(44, 7000.0, 16.0) / o.throughput(44, 7000.0), rel=1e-4)
-    clear = render(Instrument(vignetted=False).ifu(24), lamp, slices=[44])
+    clear = render(Instrument(vignetted=False).ifu(1), lamp, slices=[44])
     dark = render(o, lamp, slices=[44])
     left, right = (int(v) for v in o.edges(44, 2000.0))
     ratio = dark[1999, left + 1 : right - 1] / clear[1999, left + 1 : right - 1]
