@@ -325,6 +325,8 @@ def _run_client(
                 if isinstance(error, MusedaskError):
                     break
             else:
+                # what has arrived must not be computed again if a worker that holds it is lost
+                future.release()
                 finished(item, result)
     finally:
         client.cancel(futures)

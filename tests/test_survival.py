@@ -21,6 +21,7 @@ import psutil
 import pytest
 from astropy.io import fits
 
+from musedask.compute import open_cluster, run_tasks
 from musedask.sim import simulate_pixtables
 
 ROOT = Path(__file__).parents[1]
@@ -274,3 +275,27 @@ def test_going_on_with_another_memory_limit(sim, whole, tmp_path):
         text = finish(start([*command(sim, folder), "--memory-limit", limit], paused=False))
         assert "going on with the interrupted run" in text
         assert_same(folder, whole)
+
+
+def test_arrived_results_are_not_made_again(tmp_path):
+    """A worker that is lost takes its results with it; those that have arrived nobody needs any more."""
+
+    def work(item):
+        with open(tmp_path / str(item), "a") as file:
+            file.write("x")
+        time.sleep(0.02)
+        return item
+
+    arrived = []
+    before = []
+
+    def on_result(_, result):
+        arrived.append(result)
+        if len(arrived) == 20:
+            os.kill(next(iter(client.run(os.getpid).values())), signal.SIGKILL)
+            before.extend(arrived)
+
+    with open_cluster("local:2") as client:
+        run_tasks(work, list(range(60)), client=client, on_result=on_result)
+    assert sorted(arrived) == list(range(60))
+    assert all((tmp_path / str(item)).read_text() == "x" for item in before[:-4])

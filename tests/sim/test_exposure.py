@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +17,14 @@ from musedask.errors import ComputeError, InputError, OutputExistsError, PlanErr
 from musedask.io import raw
 from musedask.io.raw import list_ifus, read_raw
 from musedask.sim import Background, ExposurePlan, Scene, Star, observe
-from musedask.sim.exposure import CHANNEL_ORDER, check_ifus, expected_rate, instrument_of, task_threads
+from musedask.sim.exposure import (
+    CHANNEL_ORDER,
+    check_ifus,
+    expected_rate,
+    instrument_of,
+    task_threads,
+    write_exposures,
+)
 
 BIAS = ExposurePlan(3, "BIAS", "2018-11-08T20:00:00.123", 0.0)
 FLAT = ExposurePlan(4, "FLAT", "2018-11-08T20:10:00.456", 0.35, lamp="continuum", drot_mode="STAT")
@@ -47,6 +56,25 @@ def test_bytes_do_not_depend_on_workers(two, tmp_path):
     with open_cluster("local:2") as client:
         other = observe(OBJECT, SCENE, ifus=(1, 2), out_dir=tmp_path, seed=7, client=client)
     assert content(other) == content(two)
+
+
+def test_worker_is_lost(tmp_path):
+    """What is finished is left alone, what the worker had in hand is made again."""
+    plans = [replace(BIAS, index=k, date_obs=f"2018-11-08T20:0{k}:00.000") for k in range(3)]
+    killed = []
+
+    def kill(*_):
+        if not killed:
+            killed.append(next(iter(client.run(os.getpid).values())))
+            os.kill(killed[0], signal.SIGKILL)
+
+    with open_cluster("local:2") as client:
+        paths = write_exposures(
+            plans, tmp_path, ifus=(1, 2), seed=2, scenes={}, client=client, on_exposure=kill
+        )  # fmt: skip
+    assert killed and sorted(tmp_path.iterdir()) == sorted(paths)
+    for path in paths:
+        assert list_ifus(path) == [i for i in CHANNEL_ORDER if i in (1, 2)]
 
 
 def test_other_seed_other_noise_same_truth(two, tmp_path):
