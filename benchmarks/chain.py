@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import json
 import math
+import multiprocessing
 import os
 import shlex
 import shutil
@@ -23,7 +24,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -560,9 +561,12 @@ def main() -> int:
     first, _, last = args.ifus.partition("-")
     ifus = range(int(first), int(last or first) + 1)
     start = time.perf_counter()
-    frames = simulate(
-        args.work / "night", ifus, masters=args.masters, geometry=args.geometry, seed=args.seed, workers=args.workers
-    )
+    # in a process of its own: the peak memory of a child begins with that of its parent
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        frames = pool.submit(
+            simulate, args.work / "night", ifus, masters=args.masters, geometry=args.geometry, seed=args.seed,
+            workers=args.workers,
+        ).result()  # fmt: skip
     print(f"{time.perf_counter() - start:7.1f} s  simulation", flush=True)
     truth = NightTruth.open(args.work / "night")
     chain = Chain(args.work / "reduced", frames, ifus, args.workers)

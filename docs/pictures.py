@@ -24,7 +24,7 @@ from musedask.sim import NightTruth
 
 IMAGES = Path(__file__).resolve().parent / "images"
 #: piece of the frame that is shown enlarged: first and last column and row of the trimmed image
-ZOOM = (1950, 2330, 800, 1120)
+ZOOM = (2450, 2830, 800, 1120)
 
 
 def _norm(image: np.ndarray, percent: float, a: float = 0.1) -> ImageNormalize:
@@ -66,7 +66,7 @@ def frame(truth: NightTruth, path: Path) -> None:
             piece.text(middle, y1 - 12, f"{s}\n{wave:.0f} Å", color="w", ha="center", va="top", fontsize=8)
     piece.set(
         xlim=(x0, x1), ylim=(y0, y1), xlabel="x [trimmed pixel]", ylabel="y [trimmed pixel]",
-        title="true left and right edges of slices; wavelength at the upper end",
+        title="true edges of slices, wavelength at the upper end",
     )  # fmt: skip
     figure.savefig(path, dpi=90)
     plt.close(figure)
