@@ -14,8 +14,9 @@ from pathlib import Path
 import click
 
 from musedask.cli import main
-from musedask.cube.params import EXP_COMBINE, EXTRA, MAKE_CUBE
+from musedask.cube.params import EXTRA
 from musedask.recipe import Parameter
+from musedask.recipes import EXP_COMBINE, MAKE_CUBE
 
 ROOT = Path(__file__).resolve().parents[1]
 _PART = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)

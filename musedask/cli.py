@@ -13,9 +13,10 @@ from typing import Any
 import click
 
 from ._version import __version__
-from .cube.params import EXP_COMBINE, EXTRA, MAKE_CUBE
+from .cube.params import EXTRA
 from .errors import MusedaskError
 from .recipe import Parameter
+from .recipes import EXP_COMBINE, MAKE_CUBE
 
 log = logging.getLogger("musedask")
 _STARTED = time.perf_counter()

@@ -1,7 +1,8 @@
 """What a recipe is called, takes and makes, declared once.
 
 The declaration gives the options of the command line, the arguments of esorex, the
-``PRO REC1 PARAMi`` cards of the products and the reference pages.
+``PRO REC1 PARAMi`` cards of the products and the reference pages.  The declarations are in
+`musedask.recipes`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from .errors import InputError
+
+#: how the files of a tag are numbered and which raw files they are said to come from, see `Product`
+FrameMode = Literal["master", "dateobs", "sequence", "subset", "all"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,10 @@ class Parameter:
         One line.
     choices : tuple of str
         Allowed values of a string, empty if anything goes.
+    minimum, maximum : float or None
+        Allowed range of a number, both ends included.
+    expert : bool
+        Whether the reference hides it from its help.
     """
 
     name: str
@@ -36,6 +44,9 @@ class Parameter:
     default: Any
     help: str
     choices: tuple[str, ...] = ()
+    minimum: float | None = None
+    maximum: float | None = None
+    expert: bool = False
 
     def check(self, value: Any) -> Any:
         """Convert a value to the parameter's type.
@@ -43,13 +54,15 @@ class Parameter:
         Raises
         ------
         InputError
-            If the value is of the wrong type or not among the choices.
+            If the value is of the wrong type, outside the range, or not among the choices.
         """
         if self.type is bool and isinstance(value, str):
             if value.lower() not in ("true", "false"):
                 raise InputError(f"parameter {self.name}: {value!r} found, expected true or false")
             return value.lower() == "true"
         try:
+            if self.type is int and isinstance(value, float) and not value.is_integer():
+                raise ValueError
             converted = self.type(value)
         except (TypeError, ValueError) as error:
             raise InputError(
@@ -61,6 +74,10 @@ class Parameter:
             raise InputError(
                 f"parameter {self.name}: {value!r} found, expected one of {', '.join(self.choices)}"
             )
+        low = -math.inf if self.minimum is None else self.minimum
+        high = math.inf if self.maximum is None else self.maximum
+        if self.type in (int, float) and not low <= converted <= high:
+            raise InputError(f"parameter {self.name}: {value} found, expected {low:g} to {high:g}")
         return converted
 
     def to_card(self, value: Any) -> str:
@@ -73,6 +90,61 @@ class Parameter:
 
 
 @dataclass(frozen=True)
+class Input:
+    """A kind of frames that a recipe takes.
+
+    Attributes
+    ----------
+    tag : str
+        Category in the set of frames, e.g. ``MASTER_BIAS``.
+    group : str
+        ``raw`` for what a recipe works on, ``calib`` for what it needs for that.
+    minimum : int
+        Least number, for each IFU where the recipe works on one.
+    maximum : int or None
+        Largest number, None for any.
+    """
+
+    tag: str
+    group: Literal["raw", "calib"]
+    minimum: int = 0
+    maximum: int | None = None
+
+    def count_text(self) -> str:
+        """The numbers that are allowed: ``1``, ``3 or more``, ``0 or 1``, ``any number``."""
+        if self.maximum is None:
+            return f"{self.minimum} or more" if self.minimum else "any number"
+        if self.minimum == self.maximum:
+            return str(self.minimum)
+        return " or ".join(map(str, range(self.minimum, self.maximum + 1)))
+
+
+@dataclass(frozen=True)
+class Product:
+    """A kind of files that a recipe makes.
+
+    Attributes
+    ----------
+    tag : str
+        ``PRO CATG``, and the beginning of the name.
+    mode : str
+        ``master``: one file, without a counter in its name; others are numbered.  ``dateobs``: made of
+        the raw files of one exposure; ``sequence``, ``subset``: several in a row, of parts of the input;
+        ``all``: of all raw files.
+    when : str or None
+        What it depends on, None if it is always made: a parameter that must be true
+        (``samples``), a value that a list must contain (``save=cube``), or a few words about the data.
+    per_ifu : bool
+        Whether there is one for each IFU.
+    """
+
+    tag: str
+    mode: FrameMode = "master"
+    when: str | None = None
+    per_ifu: bool = False
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Declaration of a recipe.
 
@@ -80,15 +152,47 @@ class Recipe:
     ----------
     name : str
         Name in the reference pipeline, e.g. ``muse_exp_combine``.
-    raw_tag : str
-        Tag of the main input.
+    synopsis : str
+        What it does, in one line.
+    inputs : tuple of Input
+        The raw ones first.
+    products : tuple of Product
     parameters : tuple of Parameter
         In the order of the reference pipeline.
     """
 
     name: str
-    raw_tag: str
+    synopsis: str
+    inputs: tuple[Input, ...]
+    products: tuple[Product, ...]
     parameters: tuple[Parameter, ...]
+
+    @property
+    def raw_tag(self) -> str:
+        """Tag of the main input."""
+        return self.inputs[0].tag
+
+    @property
+    def per_ifu(self) -> bool:
+        """Whether it works on one IFU at a time."""
+        return any(p.name == "nifu" for p in self.parameters)
+
+    def input(self, tag: str) -> Input | None:
+        """The input of a tag, or None."""
+        return next((i for i in self.inputs if i.tag == tag), None)
+
+    def product(self, tag: str) -> Product:
+        """The product of a tag.
+
+        Raises
+        ------
+        KeyError
+            If the recipe does not make it.
+        """
+        for product in self.products:
+            if product.tag == tag:
+                return product
+        raise KeyError(f"{self.name} makes no {tag}")
 
     def resolve(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Complete and check parameter values.

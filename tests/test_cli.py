@@ -13,8 +13,9 @@ from click.testing import CliRunner
 
 import musedask
 from musedask.cli import main
-from musedask.cube.params import EXP_COMBINE, EXTRA, MAKE_CUBE
+from musedask.cube.params import EXTRA
 from musedask.io.cube import open_cube
+from musedask.recipes import EXP_COMBINE, MAKE_CUBE
 
 
 def run(*args, code=0):

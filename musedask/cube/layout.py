@@ -17,12 +17,13 @@ from numpy.typing import NDArray
 from ..compute import run_tasks
 from ..errors import InputError
 from ..recipe import Recipe
+from ..recipes import MAKE_CUBE
 from . import geometry
 from .build import open_store, store_stamp
 from .exposure import Placement
 from .grid import Grid, Limits, check_overlap, make_grid
 from .kernels import RECORD
-from .params import MAKE_CUBE, ResampleParams
+from .params import ResampleParams
 from .plan import ROW_HELD, ROW_POSITION, Plan, make_plan
 from .resample import block_box
 from .store import (

@@ -17,13 +17,14 @@ from ..errors import InputError
 from ..io.files import publish
 from ..io.headers import PIXTABLE
 from ..recipe import Recipe
+from ..recipes import EXP_COMBINE, MAKE_CUBE
 from .build import build_store, load_tables, position_store, rows_in_range
 from .chunks import run_chunks
 from .cosmics import direction
 from .exposure import Exposure, Placement, group_exposures, needs_cut, place, require
 from .grid import check_overlap
 from .layout import ALL_WAVES, dry_run_plan, find_grid, find_limits, plan_chunks
-from .params import EXP_COMBINE, EXTRA, MAKE_CUBE, ResampleParams
+from .params import EXTRA, ResampleParams
 from .plan import ROW_HELD, ROW_POSITION, check_memory, rows_fit
 from .resample import Job
 from .store import ROW_BYTES, AnyStore, DiskStore, MemoryStore, StoredExposure, describe

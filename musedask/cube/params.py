@@ -1,4 +1,4 @@
-"""Declarations of the recipes that make cubes, and their parameters as one checked object."""
+"""The parameters of the recipes that make cubes as one checked object."""
 
 from __future__ import annotations
 
@@ -8,98 +8,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ..errors import InputError
-from ..recipe import Parameter, Recipe
+from ..recipe import Parameter
 
 #: resampling methods and their numbers in `kernels`
 METHODS = {"nearest": 0, "linear": 1, "quadratic": 2, "renka": 3, "drizzle": 4, "lanczos": 5}
-
-_SAVE = Parameter(
-    "save",
-    str,
-    "cube",
-    "Select output product(s) to save: cube and/or combined (comma-separated).",
-)
-_RESAMPLE = Parameter("resample", str, "drizzle", "The resampling technique to use.", tuple(METHODS))
-_DX = Parameter(
-    "dx", float, 0.0, "Horizontal step size (arcsec, or pixel for tables in pixels); 0 = natural."
-)
-_DY = Parameter("dy", float, 0.0, "Vertical step size (arcsec, or pixel for tables in pixels); 0 = natural.")
-_DLAMBDA = Parameter("dlambda", float, 0.0, "Wavelength step size (Angstrom); 0 = natural.")
-_CRTYPE = Parameter(
-    "crtype", str, "median", "Statistics used to detect cosmic rays.", ("iraf", "mean", "median")
-)
-_RC = Parameter("rc", float, 1.25, 'Critical radius for the "renka" resampling method.')
-_LD = Parameter("ld", int, 1, "Number of adjacent voxels to take into account in each direction.")
-_FILTER = Parameter("filter", str, "white", "Filter name(s) of the field-of-view images, comma-separated.")
-_LAMBDAMIN = Parameter("lambdamin", float, 4000.0, "Cut off the data below this wavelength (Angstrom).")
-_LAMBDAMAX = Parameter("lambdamax", float, 10000.0, "Cut off the data above this wavelength (Angstrom).")
-
-
-def _crsigma(default: float) -> Parameter:
-    return Parameter("crsigma", float, default, "Sigma factor of the cosmic-ray rejection; <= 0: off.")
-
-
-def _pixfrac(default: str) -> Parameter:
-    return Parameter(
-        "pixfrac",
-        str,
-        default,
-        "Drop size of drizzle: 1 value for all directions, 2 for spatial,spectral, 3 for x,y,spectral.",
-    )
-
-
-def _format(*choices: str) -> Parameter:
-    return Parameter("format", str, "Cube", "Type of output file format.", choices)
-
-
-EXP_COMBINE = Recipe(
-    "muse_exp_combine",
-    "PIXTABLE_REDUCED",
-    (
-        _SAVE,
-        _RESAMPLE,
-        _DX,
-        _DY,
-        _DLAMBDA,
-        _CRTYPE,
-        _crsigma(10.0),
-        _RC,
-        _pixfrac("0.6,0.6"),
-        _LD,
-        _format("Cube", "Euro3D", "xCube", "xEuro3D", "sdpCube"),
-        Parameter(
-            "weight",
-            str,
-            "exptime",
-            "Weighting of the exposures.",
-            ("exptime", "fwhm", "header", "none"),
-        ),
-        _FILTER,
-        _LAMBDAMIN,
-        _LAMBDAMAX,
-    ),
-)
-
-MAKE_CUBE = Recipe(
-    "muse_scipost_make_cube",
-    "PIXTABLE_OBJECT",
-    (
-        _LAMBDAMIN,
-        _LAMBDAMAX,
-        _RESAMPLE,
-        _DX,
-        _DY,
-        _DLAMBDA,
-        _CRTYPE,
-        _crsigma(15.0),
-        _RC,
-        _pixfrac("0.8,0.8"),
-        _LD,
-        _format("Cube", "Euro3D", "xCube", "xEuro3D"),
-        Parameter("stacked", bool, False, "Also write a stacked two-dimensional image."),
-        _FILTER,
-    ),
-)
 
 #: options that the reference does not have, all off by default
 EXTRA = (
@@ -118,7 +30,7 @@ EXTRA = (
 class ResampleParams:
     """Everything that decides the numbers of a cube, besides the data and the output WCS.
 
-    The attributes are the recipe parameters of the same name (see `EXP_COMBINE`); `pixfrac`
+    The attributes are the recipe parameters of the same name (see `musedask.recipes.EXP_COMBINE`); `pixfrac`
     is expanded to three values (x, y, wavelength).
     """
 

@@ -12,7 +12,6 @@ import xarray as xr
 from astropy.io import fits
 
 from musedask.cube.grid import Grid, Limits
-from musedask.cube.params import EXP_COMBINE, MAKE_CUBE
 from musedask.cube.products import (
     FilterInfo,
     add_qc,
@@ -36,6 +35,7 @@ from musedask.errors import InputError, OutputExistsError
 from musedask.io.cube import open_source
 from musedask.io.euro3d import airmass, parallactic_angle, write_euro3d
 from musedask.io.headers import cards_to_json
+from musedask.recipes import EXP_COMBINE, MAKE_CUBE
 
 UNIT = "10**(-20)*erg/s/cm**2/Angstrom"
 

@@ -11,10 +11,10 @@ from astropy.io import fits
 from musedask.cube import chunks, finish, rows, stacked
 from musedask.cube.geometry import position_exact
 from musedask.cube.mosaic import combine, make_cube, make_store
-from musedask.cube.params import EXP_COMBINE
 from musedask.errors import InputError, MusedaskError, OutputExistsError
 from musedask.io.pixtable import scan_pixtable
 from musedask.io.tables import read_offset_list
+from musedask.recipes import EXP_COMBINE
 from musedask.sim import simulate_pixtables
 
 FIELD = {

@@ -14,7 +14,7 @@ from astropy.io import fits
 
 from musedask.cube.exposure import group_exposures, place
 from musedask.cube.grid import Limits, make_grid
-from musedask.cube.params import EXP_COMBINE, MAKE_CUBE, ResampleParams
+from musedask.cube.params import ResampleParams
 from musedask.cube.products import (
     FilterInfo,
     fov_header,
@@ -32,6 +32,7 @@ from musedask.io.euro3d import write_euro3d
 from musedask.io.headers import STRUCTURAL, cards_to_json
 from musedask.io.pixtable import set_limits, write_pixtable
 from musedask.io.tables import read_offset_list, read_output_wcs
+from musedask.recipes import EXP_COMBINE, MAKE_CUBE
 from musedask.sim import Scene, Star, simulate_pixtables
 
 pytestmark = pytest.mark.esorex
