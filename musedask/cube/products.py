@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,8 +18,21 @@ from astropy.io import fits
 from numpy.typing import NDArray
 
 from .._version import __version__
-from ..io.headers import PIXTABLE, STRUCTURAL, Card, float32_card, float64_card, set_card
-from ..recipe import Parameter, Recipe
+from ..io.headers import PIXTABLE, STRUCTURAL, Card, float32_card, set_card
+from ..io.product_headers import (
+    FROM_RAW,
+    RAW_GROUPS,
+    WCS_CARDS,
+    card,
+    hdu_cards,
+    in_order,
+    next_record,
+    pro_cards,
+    put_card,
+    renamed,
+    utc_now,
+)
+from ..recipe import Recipe
 from .grid import Grid, wcs_cards
 
 if TYPE_CHECKING:
@@ -28,10 +40,6 @@ if TYPE_CHECKING:
 
 FLUX_UNIT = "10**(-20)*erg/s/cm**2/Angstrom"
 
-#: cards that describe world coordinates to the reference: in DATA and STAT, never in the primary header
-_WCS = re.compile(
-    r"^((CRVAL|CRPIX|CDELT|CTYPE|CUNIT|CRDER|CSYER)\d|CD\d_\d|LONPOLE|LATPOLE|WCSAXES)$"
-)
 #: cards of a pixel table that its products do not have
 _DROPPED = re.compile(
     r"^(COMMENT|CONTINUE||HDRVER|ORIGFILE|EXTNAME|INHERIT|DATAMD5|BUNIT|HDUVERS|DATAMIN|DATAMAX|BLOCKED|"
@@ -39,77 +47,6 @@ _DROPPED = re.compile(
 )
 #: cards about extensions, which images do not keep either
 _EXTENSION = re.compile(r"^(HDU.*|SCIDATA|ERRDATA|QUALDATA|QUALMASK|SPECSYS)$")
-#: cards that come from the first raw file; the first ones in the order of the reference
-_FROM_RAW = (
-    "DATE", "ORIGIN", "TELESCOP", "INSTRUME", "EQUINOX", "RADESYS", "PI-COI", "OBSERVER", "RA", "DEC",
-    "EXPTIME", "MJD-OBS", "DATE-OBS", "UTC", "LST",
-)  # fmt: skip
-_FIRST = (*_FROM_RAW, "TIMESYS", "MJD-END", "OBJECT", "PIPEFILE")
-_RAW_GROUPS = re.compile(r"^ESO (?!DRS |QC |DPR |PRO )|^ESO PRO REC\d+ ")
-_GROUPS = ("OBS", "TPL", "GEN", "TEL", "INS", "DET", "LOG", "PRO")
-#: science products
-_SCIENCE = re.compile(r"muse_sci|muse_exp_combine")
-
-
-def card(keyword: str, value: Any, comment: str | None = "") -> fits.Card:
-    """Make a card; what does not fit into its 80 characters is cut, as the reference does."""
-    long = len(keyword) > 8 or " " in keyword
-    if isinstance(value, str) and long:
-        room = 80 - len(f"HIERARCH {keyword}= ''")
-        while len(value.replace("'", "''")) > room:
-            value = value[:-1]
-    elif isinstance(value, float):
-        value = float64_card(value)
-    return fits.Card(f"HIERARCH {keyword}" if long else keyword, value, comment or "")
-
-
-def _put(header: fits.Header, keyword: str, value: Any, comment: str | None = None) -> None:
-    """Replace the value of a card, or append a card."""
-    made = card(keyword, value, comment)
-    if keyword in header:
-        set_card(header, keyword, made.value, comment)
-    else:
-        header.append(made, end=True)
-
-
-def _renamed(header: fits.Header) -> fits.Header:
-    """Copy with RADESYS instead of RADECSYS and with numbers as the reference writes them."""
-    result = fits.Header()
-    for c in header.cards:
-        keyword = "RADESYS" if c.keyword == "RADECSYS" else c.keyword
-        if keyword == "RADESYS" and keyword in result:
-            continue
-        if keyword in ("COMMENT", "HISTORY", ""):
-            result.append(c, end=True)
-        else:
-            result.append(card(keyword, c.value, c.comment), end=True)
-    return result
-
-
-def _in_order(header: fits.Header) -> fits.Header:
-    """Sort the cards by their groups, stably, as the reference does."""
-
-    def rank(c: fits.Card) -> tuple[int, int]:
-        keyword = c.keyword
-        if keyword in _FIRST:
-            return 0, _FIRST.index(keyword)
-        if keyword in ("ARCFILE", "DATAMD5"):
-            return 2, 0
-        if keyword in ("HISTORY", "COMMENT", ""):
-            return 7, 0
-        if not keyword.startswith("ESO "):
-            return (1, 0) if " " not in keyword and len(keyword) <= 8 else (6, 0)
-        group = keyword.split()[1]
-        for i, name in enumerate(_GROUPS):
-            if re.fullmatch(rf"{name}\d*", group):
-                return 3, i
-        return (5, 0) if keyword.startswith("ESO DRS MUSE") else (4, 0)
-
-    result = fits.Header()
-    for c in sorted(header.cards, key=rank):
-        result.append(c, end=True)
-    return result
-
 
 def _primary(
     table: fits.Header,
@@ -123,77 +60,29 @@ def _primary(
     file_name: str,
     date: str,
 ) -> fits.Header:
-    table, raw = _renamed(table), _renamed(raw)
+    table, raw = renamed(table), renamed(raw)
     header = fits.Header()
     for c in table.cards:
-        if STRUCTURAL.match(c.keyword) or _DROPPED.match(c.keyword) or _WCS.match(c.keyword):
+        if STRUCTURAL.match(c.keyword) or _DROPPED.match(c.keyword) or WCS_CARDS.match(c.keyword):
             continue
         header.append(c, end=True)
     for c in raw.cards:
         if c.keyword == "EXPTIME" and "EXPTIME" in header:
             continue
-        if c.keyword in (*_FROM_RAW, "ARCFILE") or _RAW_GROUPS.match(c.keyword):
-            _put(header, c.keyword, c.value, c.comment)
-    _put(header, "DATE", date, "file creation date (YYYY-MM-DDThh:mm:ss UT)")
-    _put(header, "PIPEFILE", file_name, "Filename of data product")
+        if c.keyword in (*FROM_RAW, "ARCFILE") or RAW_GROUPS.match(c.keyword):
+            put_card(header, c.keyword, c.value, c.comment)
+    put_card(header, "DATE", date, "file creation date (YYYY-MM-DDThh:mm:ss UT)")
+    put_card(header, "PIPEFILE", file_name, "Filename of data product")
     if f"{PIXTABLE} FFCORR" in table:
         comment = "Data was flat-field spectrum corrected"
-        _put(header, "ESO DRS MUSE FLUX FFCORR", True, comment)
+        put_card(header, "ESO DRS MUSE FLUX FFCORR", True, comment)
     _offset_comments(header)
     ancestor = raw.get("ESO PRO ANCESTOR", raw.get("ARCFILE"))
     if ancestor is not None:
-        _put(header, "ESO PRO ANCESTOR", ancestor)
-    for c in _pro_cards(recipe, values, raws, calibs, category, record=_next_record(raw)):
-        _put(header, *c)
-    return _in_order(header)
-
-
-def _next_record(raw: fits.Header) -> int:
-    number = 1
-    while f"ESO PRO REC{number} ID" in raw:
-        number += 1
-    return number
-
-
-def _pro_cards(
-    recipe: Recipe,
-    values: Mapping[str, Any],
-    raws: Sequence[tuple[str, str]],
-    calibs: Sequence[tuple[str, str, str | None]],
-    category: str,
-    record: int,
-) -> list[Card]:
-    rec = f"ESO PRO REC{record}"
-    cards: list[Card] = [
-        ["ESO PRO DID", "PRO-1.16", "Data dictionary for PRO"],
-        ["ESO PRO CATG", category, "Category of pipeline product frame"],
-        ["ESO PRO TYPE", "REDUCED", "Product type"],
-        ["ESO PRO TECH", "IFU", "Observation technique"],
-        ["ESO PRO SCIENCE", bool(_SCIENCE.search(recipe.name)), "Scientific product if T"],
-        [f"{rec} ID", recipe.name, "Pipeline recipe (unique) identifier"],
-        [f"{rec} DRS ID", f"musedask-{__version__}", "Data Reduction System identifier"],
-        [f"{rec} PIPE ID", f"musedask/{__version__}", "Pipeline (unique) identifier"],
-    ]
-    # a file that is listed more than once is recorded once
-    for i, (name, tag) in enumerate(dict.fromkeys(raws), 1):
-        cards.append([f"{rec} RAW{i} NAME", name, "File name of raw frame"])
-        cards.append([f"{rec} RAW{i} CATG", tag, "Category of raw frame"])
-    cards.append(["ESO PRO DATANCOM", len(dict.fromkeys(raws)), "Number of combined frames"])
-    for i, (name, tag, md5) in enumerate(sorted(calibs, key=lambda c: c[1]), 1):
-        cards.append([f"{rec} CAL{i} NAME", name, "File name of calibration frame"])
-        cards.append([f"{rec} CAL{i} CATG", tag, "Category of calibration frame"])
-        if md5 is not None:
-            cards.append([f"{rec} CAL{i} DATAMD5", md5, "MD5 signature of calib frame"])
-    for i, parameter in enumerate(recipe.parameters, 1):
-        cards.append([f"{rec} PARAM{i} NAME", parameter.name, parameter.help])
-        value = parameter.to_card(values[parameter.name])
-        cards.append([f"{rec} PARAM{i} VALUE", value, f"Default: {_default(parameter)}"])
-    return cards
-
-
-def _default(parameter: Parameter) -> str:
-    text = parameter.to_card(parameter.default)
-    return f"'{text}'" if parameter.type is str else text
+        put_card(header, "ESO PRO ANCESTOR", ancestor)
+    for c in pro_cards(recipe, values, raws, calibs, category, record=next_record(raw)):
+        put_card(header, *c)
+    return in_order(header)
 
 
 def _offset_comments(header: fits.Header) -> None:
@@ -210,48 +99,27 @@ def _offset_comments(header: fits.Header) -> None:
         header.comments[c.keyword] = comment
 
 
-def hdu_cards(kind: str) -> list[Card]:
-    """Cards on the class of an extension; `kind` is ``DATA`` (with errors), ``STAT`` or ``IMAGE``."""
-    cards: list[Card] = [
-        ["HDUCLASS", "ESO", "class name (ESO format)"],
-        ["HDUDOC", "DICD", "document with class description"],
-        ["HDUVERS", "DICD version 6", "version number (according to spec v2.5.1)"],
-        ["HDUCLAS1", "IMAGE", "Image data format"],
-    ]
-    if kind == "STAT":
-        cards += [
-            ["HDUCLAS2", "ERROR", "this extension contains variance"],
-            ["HDUCLAS3", "MSE", "the extension contains variances (sigma**2)"],
-            ["SCIDATA", "DATA", "pointer to the data extension"],
-        ]
-    else:
-        cards.append(["HDUCLAS2", "DATA", "this extension contains the data itself"])
-        if kind == "DATA":
-            cards.append(["ERRDATA", "STAT", "pointer to the variance extension"])
-    return cards
-
-
 def _extension(table: fits.Header, grid: Grid, kind: str, comment: str, unit: str) -> fits.Header:
     header = fits.Header()
     if "OBJECT" in table:
-        _put(header, "OBJECT", f"{table['OBJECT']} ({kind})", "")
+        put_card(header, "OBJECT", f"{table['OBJECT']} ({kind})", "")
     ours = {c[0]: c for c in wcs_cards(grid)}
     ours.pop("WCSAXES", None)
     if grid.celestial:
         for c in table.cards:
             # what the table says beyond the grid (errors, poles) holds for the cube as well
-            if _WCS.match(c.keyword) and c.keyword != "WCSAXES":
+            if WCS_CARDS.match(c.keyword) and c.keyword != "WCSAXES":
                 value = ours.pop(c.keyword)[1] if c.keyword in ours else c.value
-                _put(header, c.keyword, value, c.comment)
+                put_card(header, c.keyword, value, c.comment)
         # units that the table does not have are those of the standard
         for axis in (1, 2):
             ours.pop(f"CUNIT{axis}", None)
     for c in ours.values():
-        _put(header, c[0], c[1])
-    _put(header, "EXTNAME", kind, comment)
+        put_card(header, c[0], c[1])
+    put_card(header, "EXTNAME", kind, comment)
     for c in hdu_cards(kind):
-        _put(header, *c)
-    _put(header, "BUNIT", unit, "")
+        put_card(header, *c)
+    put_card(header, "BUNIT", unit, "")
     return header
 
 
@@ -314,7 +182,7 @@ def product_headers(
         calibs=calibs,
         category=category,
         file_name=f"{category}.fits" if file_name is None else file_name,
-        date=date or datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"),
+        date=date or utc_now(),
     )
     add_qc(primary, qc)
     data = _extension(table_header, grid, "DATA", "This extension contains data values", units[0])
@@ -356,16 +224,16 @@ def table_header(
         calibs=calibs,
         category=category,
         file_name=file_name,
-        date=date or datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S"),
+        date=date or utc_now(),
     )
     flat = "ESO DRS MUSE FLUX FFCORR"
     if flat not in table:
         # tables have a card of their own that says so
         header.remove(flat, ignore_missing=True)
-    for c in _renamed(table).cards:
-        if _WCS.match(c.keyword) or c.keyword.startswith(f"{PIXTABLE} "):
-            _put(header, c.keyword, c.value, c.comment)
-    return _in_order(header)
+    for c in renamed(table).cards:
+        if WCS_CARDS.match(c.keyword) or c.keyword.startswith(f"{PIXTABLE} "):
+            put_card(header, c.keyword, c.value, c.comment)
+    return in_order(header)
 
 
 def add_qc(primary: fits.Header, qc: Iterable[Card]) -> None:
@@ -417,7 +285,7 @@ class FilterInfo:
 def _image_wcs(data: fits.Header) -> list[fits.Card]:
     """World coordinates of a plane of a cube."""
     third = re.compile(r"3$|^CD3_")
-    return [c for c in data.cards if _WCS.match(c.keyword) and not third.search(c.keyword)]
+    return [c for c in data.cards if WCS_CARDS.match(c.keyword) and not third.search(c.keyword)]
 
 
 def fov_header(primary: fits.Header, data: fits.Header, filter_cards: Iterable[Card]) -> fits.Header:
@@ -438,15 +306,15 @@ def fov_header(primary: fits.Header, data: fits.Header, filter_cards: Iterable[C
     name = filter_cards[0][1]
     header = fits.Header()
     if "OBJECT" in primary:
-        _put(header, "OBJECT", f"{primary['OBJECT']} ({name})", "")
+        put_card(header, "OBJECT", f"{primary['OBJECT']} ({name})", "")
     for c in _image_wcs(data):
-        _put(header, c.keyword, c.value, c.comment)
-    _put(header, "EXTNAME", name, "reconstructed image (data values)")
+        put_card(header, c.keyword, c.value, c.comment)
+    put_card(header, "EXTNAME", name, "reconstructed image (data values)")
     for made in hdu_cards("IMAGE"):
-        _put(header, *made)
-    _put(header, "BUNIT", data.get("BUNIT", ""), "")
+        put_card(header, *made)
+    put_card(header, "BUNIT", data.get("BUNIT", ""), "")
     for made in filter_cards:
-        _put(header, *made)
+        put_card(header, *made)
     return header
 
 
@@ -485,15 +353,15 @@ def image_headers(
     head["PIPEFILE"] = f"{category}_{number:04d}.fits"
     set_card(head, "ESO PRO CATG", category)
     for made in filter_cards:
-        _put(head, *made)
+        put_card(head, *made)
     extension = fits.Header()
     for c in _image_wcs(data):
-        _put(extension, c.keyword, c.value, c.comment)
-    _put(extension, "INHERIT", True, "")
-    _put(extension, "EXTNAME", "DATA", "This extension contains data values")
+        put_card(extension, c.keyword, c.value, c.comment)
+    put_card(extension, "INHERIT", True, "")
+    put_card(extension, "EXTNAME", "DATA", "This extension contains data values")
     for made in hdu_cards("IMAGE"):
-        _put(extension, *made)
-    _put(extension, "BUNIT", data.get("BUNIT", ""), "")
+        put_card(extension, *made)
+    put_card(extension, "BUNIT", data.get("BUNIT", ""), "")
     return head, extension
 
 
@@ -951,17 +819,17 @@ def sdp_headers(
         cards.append(["ABMAGLIM", depth, "5-sigma magnitude limit for point sources"])
     cards.append(["REFERENC", "", "Reference publication"])
     for made in cards:
-        _put(primary, *made)
+        put_card(primary, *made)
     for header in (data, stat):
         unit = str(header.get("BUNIT", ""))
-        _put(header, "BUNIT", _SDP_UNITS.get(unit, unit))
-        _put(header, "CUNIT3", "angstrom")
+        put_card(header, "BUNIT", _SDP_UNITS.get(unit, unit))
+        put_card(header, "CUNIT3", "angstrom")
         _put_after(header, "CRVAL3", "CRDER3", 0.026, "[angstrom] Random error in spectral coordinate")
         for axis in (2, 1):
             if f"CSYER{axis}" not in header:
                 comment = "[deg] Systematic error in coordinate"
                 _put_after(header, "CD3_2", f"CSYER{axis}", -1.0, comment)
-    return _in_order(primary), data, stat
+    return in_order(primary), data, stat
 
 
 def _put_after(header: fits.Header, place: str, keyword: str, value: Any, comment: str) -> None:
@@ -985,7 +853,7 @@ def sdp_image_headers(image: tuple[fits.Header, fits.Header]) -> tuple[fits.Head
     primary, data : astropy.io.fits.Header
     """
     primary, data = (h.copy() for h in image)
-    _put(primary, "PRODCATG", "ANCILLARY.IMAGE", "Data product category")
+    put_card(primary, "PRODCATG", "ANCILLARY.IMAGE", "Data product category")
     unit = str(data.get("BUNIT", ""))
-    _put(data, "BUNIT", _SDP_UNITS.get(unit, unit))
-    return _in_order(primary), data
+    put_card(data, "BUNIT", _SDP_UNITS.get(unit, unit))
+    return in_order(primary), data
