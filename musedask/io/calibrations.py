@@ -142,7 +142,8 @@ def trace_hdu(table: TraceTable, name: str | None = None) -> fits.BinTableHDU:
     ]
     for i, values in enumerate(polynomials):
         columns += [(Column(f"tc{i}_{j:02d}", "D", "pix"), values[:, j]) for j in range(n)]
-        columns.append((Column(f"MSE{i}", "D"), mse[:, i]))
+        # the reference gives the unit of a length, not of its square
+        columns.append((Column(f"MSE{i}", "D", "pix"), mse[:, i]))
     return bintable(columns, name)
 
 
@@ -208,8 +209,13 @@ def write_trace_samples(
     path: PathLike, samples: TraceSamples, *, header: fits.Header, overwrite: bool = False
 ) -> Path:
     """Write TRACE_SAMPLES; parameters as in `write_trace_table`."""
+    return write_tables(path, header, [trace_samples_hdu(samples)], overwrite)
+
+
+def trace_samples_hdu(samples: TraceSamples, name: str | None = None) -> fits.BinTableHDU:
+    """Extension of TRACE_SAMPLES."""
     same_length("TRACE_SAMPLES", samples)
-    return write_tables(path, header, [columns_of(_TRACE_SAMPLES, samples)], overwrite)
+    return columns_of(_TRACE_SAMPLES, samples, name)
 
 
 def read_trace_samples(path: PathLike, *, ifu: int | None = None) -> TraceSamples:

@@ -49,6 +49,22 @@ def swap_and_sum(words: NDArray[np.uint32]) -> np.uint64:
     return total
 
 
+@njit(nogil=True, cache=True)
+def swap_into(words: NDArray[np.uint32], out: NDArray[np.uint32]) -> np.uint64:
+    """Like `swap_and_sum`, but leave the words as they are and put the swapped ones into `out`."""
+    total = np.uint64(0)
+    for i in range(words.size):
+        word = words[i]
+        total += np.uint64(word)
+        out[i] = (
+            (word >> np.uint32(24))
+            | ((word >> np.uint32(8)) & np.uint32(0xFF00))
+            | ((word << np.uint32(8)) & np.uint32(0xFF0000))
+            | (word << np.uint32(24))
+        )
+    return total
+
+
 def fold(total: int) -> int:
     """Bring a plain sum of 32-bit words into 32 bits, carries added at the low end."""
     while total > _ONES:
