@@ -81,12 +81,34 @@ class Parameter:
         return converted
 
     def to_card(self, value: Any) -> str:
-        """Write a value as the reference pipeline does in ``PRO REC1 PARAMi VALUE``."""
+        """Write a value as the reference pipeline does in ``PRO REC1 PARAMi VALUE``: numbers with six digits."""
         if self.type is bool:
             return "true" if value else "false"
         if self.type is float:
             return f"{value:g}"
         return str(value)
+
+    def comment_of_card(self) -> str:
+        """The comment of ``PRO REC1 PARAMi VALUE``, which tells the default."""
+        text = self.to_card(self.default)
+        return f"Default: '{text}'" if self.type is str else f"Default: {text}"
+
+    def to_option(self, value: Any) -> str:
+        """Write a value as an option of esorex, ``--name=value``, with every digit."""
+        if self.type is float:
+            return f"--{self.name}={float(value)!r}"
+        return f"--{self.name}={self.to_card(value)}"
+
+    def values_text(self) -> str:
+        """What a value may be: ``none, check, correct``, ``-1 to 24``, ``number``, ..."""
+        if self.choices:
+            return ", ".join(self.choices)
+        text = {str: "text", int: "whole number", float: "number", bool: "true or false"}[self.type]
+        if self.minimum is not None and self.maximum is not None:
+            return f"{self.minimum:g} to {self.maximum:g}"
+        if self.minimum is not None:
+            return f"{text} >= {self.minimum:g}"
+        return text if self.maximum is None else f"{text} <= {self.maximum:g}"
 
 
 @dataclass(frozen=True)
@@ -103,12 +125,15 @@ class Input:
         Least number, for each IFU where the recipe works on one.
     maximum : int or None
         Largest number, None for any.
+    listed : bool
+        Whether the help of the reference names it.
     """
 
     tag: str
     group: Literal["raw", "calib"]
     minimum: int = 0
     maximum: int | None = None
+    listed: bool = True
 
     def count_text(self) -> str:
         """The numbers that are allowed: ``1``, ``3 or more``, ``0 or 1``, ``any number``."""
@@ -133,15 +158,53 @@ class Product:
         ``all``: of all raw files.
     when : str or None
         What it depends on, None if it is always made: a parameter that must be true
-        (``samples``), a value that a list must contain (``save=cube``), or a few words about the data.
+        (``samples``), a value that a list must contain (``save=cube``, ``skymethod=model|simple``), a few words about
+        the data, or several of these with ``" and "`` between them.
     per_ifu : bool
         Whether there is one for each IFU.
+    listed_as : str or None
+        Tag that the help of the reference has for it, if that is another one; empty if the help does not name it.
     """
 
     tag: str
     mode: FrameMode = "master"
     when: str | None = None
     per_ifu: bool = False
+    listed_as: str | None = None
+
+    def conditions(self) -> list[tuple[str, tuple[str, ...] | None]]:
+        """What it depends on, piece by piece.
+
+        Returns
+        -------
+        list of (str, tuple of str or None)
+            Name of a parameter and the values of which it must have one, without values a parameter that must be
+            true; or a few words and None.
+        """
+        found: list[tuple[str, tuple[str, ...] | None]] = []
+        for text in (self.when or "").split(" and "):
+            name, _, values = text.partition("=")
+            if text:
+                found.append((text, None) if " " in text else (name, tuple(values.split("|") if values else ())))
+        return found
+
+    def expected(self, values: Mapping[str, Any]) -> bool | None:
+        """Whether a recipe with these parameters makes it: yes, no, or None if that depends on the data."""
+        result: bool | None = True
+        for name, allowed in self.conditions():
+            if allowed is None:
+                result = None if result else result
+                continue
+            value = values[name]
+            parts = str(value).replace(" ", "").split(",")
+            if not (any(v in allowed for v in parts) if allowed else value):
+                return False
+        return result
+
+    def file_name(self, ifu: int | None = None, number: int = 1) -> str:
+        """Name of the file of an IFU; `number` counts those of a recipe that makes several."""
+        counter = "" if self.mode == "master" else f"_{number:04d}"
+        return f"{self.tag}{counter}{f'-{ifu:02d}' if self.per_ifu and ifu is not None else ''}.fits"
 
 
 @dataclass(frozen=True)
@@ -159,6 +222,8 @@ class Recipe:
     products : tuple of Product
     parameters : tuple of Parameter
         In the order of the reference pipeline.
+    alternative : tuple of Input
+        What takes the place of `inputs` where frames of its raw tags are given, and none of those of `inputs`.
     """
 
     name: str
@@ -166,11 +231,22 @@ class Recipe:
     inputs: tuple[Input, ...]
     products: tuple[Product, ...]
     parameters: tuple[Parameter, ...]
+    alternative: tuple[Input, ...] = ()
 
     @property
     def raw_tag(self) -> str:
         """Tag of the main input."""
         return self.inputs[0].tag
+
+    @property
+    def raw_tags(self) -> tuple[str, ...]:
+        """Tags of all that it works on; frames of one of them must be there."""
+        return tuple(i.tag for i in (*self.inputs, *self.alternative) if i.group == "raw")
+
+    @property
+    def exposures(self) -> bool:
+        """Whether it works on images of the detectors, one extension for each IFU, and not on what is made of them."""
+        return not self.raw_tag.startswith(("PIXTABLE_", "IMAGE_FOV"))
 
     @property
     def per_ifu(self) -> bool:
@@ -179,7 +255,20 @@ class Recipe:
 
     def input(self, tag: str) -> Input | None:
         """The input of a tag, or None."""
-        return next((i for i in self.inputs if i.tag == tag), None)
+        return next((i for i in (*self.inputs, *self.alternative) if i.tag == tag), None)
+
+    def parameter(self, name: str) -> Parameter:
+        """The parameter of a name.
+
+        Raises
+        ------
+        KeyError
+            If the recipe does not have it.
+        """
+        for parameter in self.parameters:
+            if parameter.name == name:
+                return parameter
+        raise KeyError(f"{self.name} has no parameter {name}")
 
     def product(self, tag: str) -> Product:
         """The product of a tag.
