@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
 from ..instrument import N_SLICES
+from .headers import OF_ONE_IFU, append_cards, remove_cards
 from .products import (
     ANGSTROM,
     Column,
@@ -43,7 +44,11 @@ from .products import (
 
 
 def write_merged_tables(
-    path: PathLike, tables: Sequence[fits.BinTableHDU | fits.ImageHDU], *, header: fits.Header, overwrite: bool = False
+    path: PathLike,
+    tables: Sequence[fits.BinTableHDU | fits.ImageHDU],
+    *,
+    headers: Sequence[fits.Header],
+    overwrite: bool = False,
 ) -> Path:
     """Write the tables of several IFUs into one file, as ``--merge`` and ESO's archive do.
 
@@ -51,13 +56,18 @@ def write_merged_tables(
     ----------
     path : path-like
     tables : sequence of HDU
-        From `trace_hdu`, `wavecal_hdu` or `lsf_hdu`, named ``CHANnn`` or ``CHANnn.LSF_PROFILE``.
-    header : astropy.io.fits.Header
-        Of the whole; its ``EXTNAME`` is left out.
+        From `trace_hdu`, `wavecal_hdu` or `lsf_hdu`, named ``CHANnn`` or ``CHANnn.LSF_PROFILE``; they get the cards
+        of their IFU.
+    headers : sequence of astropy.io.fits.Header
+        What would be the primary header of each table in a file of its own; the first is that of the whole, without
+        the cards of one IFU.
     overwrite : bool
     """
-    header = header.copy()
+    for table, own in zip(tables, headers, strict=True):
+        append_cards(table.header, [[c.keyword, c.value, c.comment] for c in own.cards if OF_ONE_IFU.match(c.keyword)])
+    header = headers[0].copy()
     header.remove("EXTNAME", ignore_missing=True)
+    remove_cards(header, OF_ONE_IFU)
     return write_tables(path, header, tables, overwrite)
 
 

@@ -24,6 +24,8 @@ WCS = re.compile(
     r"^(WCSAXES|WCSNAME|(CRVAL|CRPIX|CDELT|CROTA|CTYPE|CUNIT|CRDER|CSYER|CNAME)\d+|(CD|PC)\d+_\d+|"
     r"(PV|PS)\d+_\d+|LONPOLE|LATPOLE|SPECSYS|SSYSOBS|SSYSSRC|RESTFREQ|RESTWAV)$"
 )
+#: keywords about one IFU, which are in the extensions of the files of several
+OF_ONE_IFU = re.compile(r"^ESO (DET (CHIP|OUT\d*)( |$)|QC|DRS)")
 
 Card = list[Any]
 

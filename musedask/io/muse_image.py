@@ -18,13 +18,11 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from .cards import header_bytes
 from .files import atomic_path
-from .headers import STRUCTURAL, WCS, append_cards, remove_cards, set_card
+from .headers import OF_ONE_IFU, STRUCTURAL, WCS, append_cards, remove_cards, set_card
 from .products import PathLike, channel, channel_number, open_fits, product_header
 
 _BLOCK = 2880
 _BITPIX = {np.dtype(np.float32): -32, np.dtype(np.int32): 32, np.dtype(np.uint8): 8, np.dtype(np.float64): -64}
-#: cards that move to the extensions when the files of several IFUs are merged
-_OF_ONE_IFU = re.compile(r"^ESO (DET (CHIP|OUT)|QC|DRS)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,13 +98,13 @@ def write_merged_images(
     """
     path = Path(path)
     common = header.copy()
-    remove_cards(common, _OF_ONE_IFU)
+    remove_cards(common, OF_ONE_IFU)
     common.remove("EXTNAME", ignore_missing=True)
     with atomic_path(path, overwrite=overwrite) as temporary, open(temporary, "wb") as file:
         _put_primary(file, common)
         for ifu, image in images:
             own = fits.Header()
-            cards = [[c.keyword, c.value, c.comment] for c in image.header.cards if _OF_ONE_IFU.match(c.keyword)]
+            cards = [[c.keyword, c.value, c.comment] for c in image.header.cards if OF_ONE_IFU.match(c.keyword)]
             append_cards(own, cards)
             _put_parts(file, image, f"{channel(ifu)}.", own)
     return path

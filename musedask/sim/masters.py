@@ -19,7 +19,7 @@ from astropy.io import fits
 from numpy.typing import NDArray
 
 from ..errors import InputError, OutputExistsError
-from ..instrument import DQ_BADOTHER
+from ..instrument import DQ_BADOTHER, N_IFUS
 from ..io import calibrations as cal
 from ..io import references as ref
 from ..io.headers import set_card
@@ -296,6 +296,7 @@ class _Maker:
                     yield number, make(number, self._header(number, path))
 
             header = self._header(self.ifus[0], path)
+            header["PIPEFILE"] = f"{self.category}.fits"
             write_merged_images(path, images(), header=header, overwrite=self.overwrite)
 
     def _bias(self, ifu: int, header: fits.Header) -> MuseImage:
@@ -362,14 +363,16 @@ class _Maker:
             ifus = self.ifus if number is None else [number]
             hdus: Sequence[fits.BinTableHDU | fits.ImageHDU]
             if number is None and self.category == "LSF_PROFILE":
+                ifus = list(range(1, N_IFUS + 1))
                 hdus = lsf_hdus(self.instrument)
             else:
                 hdus = [self._table(ifu, channel(ifu) if number is None else None) for ifu in ifus]
-            header = self._header(ifus[0], path)
+            headers = [self._header(ifu, path) for ifu in ifus]
             if number is None:
-                cal.write_merged_tables(path, hdus, header=header, overwrite=self.overwrite)
+                headers[0]["PIPEFILE"] = f"{self.category}.fits"
+                cal.write_merged_tables(path, hdus, headers=headers, overwrite=self.overwrite)
             else:
-                write_tables(path, header, hdus, self.overwrite)
+                write_tables(path, headers[0], hdus, self.overwrite)
 
     def _table(self, ifu: int, name: str | None) -> fits.BinTableHDU | fits.ImageHDU:
         optics = self.instrument.ifu(ifu)

@@ -337,7 +337,8 @@ def write_statics(
 
     def lsf(path: Path) -> None:
         hdus = lsf_hdus(instrument)
-        cal.write_merged_tables(path, hdus, header=header("LSF_PROFILE", *setting), overwrite=overwrite)
+        headers = [header("LSF_PROFILE", *setting)] * len(hdus)
+        cal.write_merged_tables(path, hdus, headers=headers, overwrite=overwrite)
 
     def reference(path: Path) -> None:
         regions = [reference_field(s) for s in (fields if fields is not None else [astrometric_field()])]

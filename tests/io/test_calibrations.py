@@ -187,10 +187,12 @@ def test_lsf_profile(tmp_path):
 def test_merged_tables(tmp_path):
     tables = {ifu: trace_table() for ifu in (2, 7)}
     path = tmp_path / "TRACE_TABLE.fits"
-    header = product_header("TRACE_TABLE", ifu=2)
-    cal.write_merged_tables(path, [cal.trace_hdu(t, channel(i)) for i, t in tables.items()], header=header)
+    headers = [product_header("TRACE_TABLE", ifu=i, cards={"ESO QC X": i, "ESO DET CHIPS": 24}) for i in tables]
+    cal.write_merged_tables(path, [cal.trace_hdu(t, channel(i)) for i, t in tables.items()], headers=headers)
     with fits.open(path) as hdus:
-        assert "EXTNAME" not in hdus[0].header
+        assert "EXTNAME" not in hdus[0].header and "ESO QC X" not in hdus[0].header
+        assert hdus[0].header["ESO DET CHIPS"] == 24 and "ESO DET CHIPS" not in hdus[1].header
+        assert [hdu.header["ESO QC X"] for hdu in hdus[1:]] == [2, 7]
     for ifu, table in tables.items():
         back = cal.read_trace_table(path, ifu=ifu)
         np.testing.assert_array_equal(back.left, table.left)
@@ -204,7 +206,7 @@ def test_merged_tables(tmp_path):
 def test_merged_lsf(tmp_path):
     data = RNG.uniform(size=(48, 4, 5)).astype(np.float32)
     hdus = [cal.lsf_hdu(cal.LsfProfile(data + i), f"{channel(i)}.LSF_PROFILE") for i in (1, 2)]
-    path = cal.write_merged_tables(tmp_path / "l.fits", hdus, header=product_header("LSF_PROFILE"))
+    path = cal.write_merged_tables(tmp_path / "l.fits", hdus, headers=[product_header("LSF_PROFILE")] * 2)
     np.testing.assert_array_equal(cal.read_lsf_profile(path, ifu=2).data, data + 2)
     with pytest.raises(InputError, match="no LSF_PROFILE"):
         cal.read_lsf_profile(path)
