@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from .calib.engine import run_recipe
     from .cube.mosaic import combine, make_cube, make_store
     from .cube.verbs import cube_combine, cube_concatenate, cube_filter, cube_info
-    from .errors import MusedaskError
+    from .errors import MusedaskError, RecipeError
     from .io.cube import cube_to_fits, open_cube
     from .io.pixtable import open_pixtable, write_pixtable
     from .sim import simulate_pixtables
 
 _WHERE = {
     "MusedaskError": "errors",
+    "RecipeError": "errors",
     "combine": "cube.mosaic",
     "cube_combine": "cube.verbs",
     "cube_concatenate": "cube.verbs",
@@ -30,12 +32,14 @@ _WHERE = {
     "make_store": "cube.mosaic",
     "open_cube": "io.cube",
     "open_pixtable": "io.pixtable",
+    "run_recipe": "calib.engine",
     "simulate_pixtables": "sim",
     "write_pixtable": "io.pixtable",
 }
 
 __all__ = [
     "MusedaskError",
+    "RecipeError",
     "__version__",
     "combine",
     "cube_combine",
@@ -47,6 +51,7 @@ __all__ = [
     "make_store",
     "open_cube",
     "open_pixtable",
+    "run_recipe",
     "simulate_pixtables",
     "write_pixtable",
 ]

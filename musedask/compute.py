@@ -211,8 +211,11 @@ def run_tasks(
     n_workers: int | None = None,
     label: str = "",
     on_result: Callable[[T, Any], None] | None = None,
+    on_error: Callable[[T, BaseException], None] | None = None,
+    on_abort: Callable[[], None] | None = None,
     done_before: int = 0,
     retries: int = 2,
+    resources: dict[str, float] | None = None,
 ) -> None:
     """Run independent tasks, at most one per worker thread at a time.
 
@@ -229,10 +232,17 @@ def run_tasks(
         What to call the work.
     on_result : callable, optional
         Called in this thread with each item and its result, as they come.
+    on_error : callable, optional
+        Called in this thread with each item that failed and its error; then nothing is raised, and no failure
+        stops the others.
+    on_abort : callable, optional
+        Called when the work is interrupted, before local tasks that are running are waited for.
     done_before : int
         Items of an earlier run, for the display.
     retries : int
         How often a failed task is tried again on a cluster; errors of the user's input are not.
+    resources : dict of str to float, optional
+        What a task takes of the resources that workers of a cluster declare.
 
     Raises
     ------
@@ -250,10 +260,19 @@ def run_tasks(
                 on_result(item, result)
             progress.advance()
 
+        def failed(item: T, error: BaseException) -> bool:
+            """Whether to go on."""
+            if on_error is not None:
+                on_error(item, error)
+                progress.advance()
+                return True
+            failures.append((item, error))
+            return not isinstance(error, (MusedaskError, OSError) if client is None else MusedaskError)
+
         if client is None:
-            _run_threads(function, items, n_workers or default_workers(), finished, failures)
+            _run_threads(function, items, n_workers or default_workers(), finished, failed, on_abort)
         else:
-            _run_client(client, function, items, finished, failures, retries)
+            _run_client(client, function, items, finished, failed, retries, resources)
     for _, error in failures:
         if isinstance(error, MusedaskError):
             raise error
@@ -272,14 +291,15 @@ def _run_threads(
     items: Iterable[T],
     workers: int,
     finished: Callable[[T, Any], None],
-    failures: list[tuple[T, BaseException]],
+    failed: Callable[[T, BaseException], bool],
+    on_abort: Callable[[], None] | None,
 ) -> None:
     iterator = iter(items)
     running: dict[Future[Any], T] = {}
+    stop = False
     with ThreadPoolExecutor(workers) as pool:
         try:
             while True:
-                stop = any(isinstance(e, (MusedaskError, OSError)) for _, e in failures)
                 while len(running) < workers and not stop:
                     try:
                         item = next(iterator)
@@ -294,9 +314,11 @@ def _run_threads(
                     error = future.exception()
                     if error is None:
                         finished(item, future.result())
-                    else:
-                        failures.append((item, error))
+                    elif not failed(item, error):
+                        stop = True
         except BaseException:
+            if on_abort is not None:
+                on_abort()
             for future in running:
                 future.cancel()
             raise
@@ -307,12 +329,13 @@ def _run_client(
     function: Callable[[T], Any],
     items: Sequence[T],
     finished: Callable[[T, Any], None],
-    failures: list[tuple[T, BaseException]],
+    failed: Callable[[T, BaseException], bool],
     retries: int,
+    resources: dict[str, float] | None,
 ) -> None:
     from distributed import as_completed
 
-    futures = client.map(function, items, pure=False, retries=retries)
+    futures = client.map(function, items, pure=False, retries=retries, resources=resources)
     by_key = {future.key: item for future, item in zip(futures, items, strict=True)}
     try:
         for future in as_completed(futures):
@@ -321,8 +344,7 @@ def _run_client(
                 # a result that was lost with its worker is computed again meanwhile
                 result = future.result()
             except Exception as error:
-                failures.append((item, error))
-                if isinstance(error, MusedaskError):
+                if not failed(item, error):
                     break
             else:
                 # what has arrived must not be computed again if a worker that holds it is lost

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class MusedaskError(Exception):
     """Base of all errors that are explained to the user in one message."""
@@ -25,3 +27,17 @@ class StoreError(MusedaskError):
 
 class ComputeError(MusedaskError):
     """Some tasks failed after all retries; the finished ones are kept."""
+
+
+class RecipeError(MusedaskError):
+    """Calls of a recipe failed; those that succeeded are finished and kept.
+
+    Attributes
+    ----------
+    result : musedask.calib.engine.Products or None
+        What was made all the same, and the records of all calls; None if there were no calls.
+    """
+
+    def __init__(self, message: str, result: Any = None) -> None:
+        super().__init__(message)
+        self.result = result

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from astropy.io import fits
 
 from .._version import __version__
-from ..recipe import Parameter, Recipe
+from ..recipe import Recipe
 from .headers import STRUCTURAL, Card, float64_card, set_card
+from .products import open_fits
 
 #: cards that describe world coordinates to the reference: in extensions, never in a primary header without data
 WCS_CARDS = re.compile(
@@ -158,13 +160,8 @@ def pro_cards(
     for i, parameter in enumerate(recipe.parameters, 1):
         cards.append([f"{rec} PARAM{i} NAME", parameter.name, parameter.help])
         value = parameter.to_card(values[parameter.name])
-        cards.append([f"{rec} PARAM{i} VALUE", value, f"Default: {_default(parameter)}"])
+        cards.append([f"{rec} PARAM{i} VALUE", value, parameter.comment_of_card()])
     return cards
-
-
-def _default(parameter: Parameter) -> str:
-    text = parameter.to_card(parameter.default)
-    return f"'{text}'" if parameter.type is str else text
 
 
 def next_record(raw: fits.Header) -> int:
@@ -180,6 +177,18 @@ def utc_now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
+def read_primary(path: str | os.PathLike[str]) -> fits.Header:
+    """Primary header of a file.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read.
+    """
+    with open_fits(path) as hdus:
+        return hdus[0].header.copy()
+
+
 def recipe_header(
     cards: fits.Header,
     raw: fits.Header,
@@ -191,10 +200,9 @@ def recipe_header(
     category: str,
     file_name: str,
     pixels: bool = False,
-    extra: Iterable[Card] = (),
     date: str | None = None,
 ) -> fits.Header:
-    """Primary header of the product of a recipe that works on raw exposures.
+    """Primary header of the product of a native recipe that works on raw exposures.
 
     Parameters
     ----------
@@ -210,8 +218,6 @@ def recipe_header(
         ``PIPEFILE``.
     pixels : bool
         Whether the primary HDU has the image: unit and world coordinates stay.
-    extra : iterable of Card
-        Further cards.
     date : str, optional
         ``DATE``; by default now.
 
@@ -248,7 +254,8 @@ def recipe_header(
         ["PIPEFILE", file_name, "Filename of data product"],
         *([] if ancestor is None else [["ESO PRO ANCESTOR", ancestor, ""]]),
         *pro_cards(recipe, values, raws, calibs, category, next_record(raw)),
-        *extra,
+        ["ESO DRS MUSEDASK ENGINE", "native", "what made this product"],
+        ["ESO DRS MUSEDASK VERSION", __version__, "version of musedask"],
     ]
     for entry in made:
         found[entry[0]] = entry
