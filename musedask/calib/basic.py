@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..io.calibrations import read_badpix_table
 from ..io.ccd import Ccd, drop_scans, read_ccd, read_setup
-from ..io.headers import float32_card, float64_card, remove_cards, set_card
+from ..io.headers import float32_card, float64_card, set_card
 from ..io.muse_image import MuseImage, read_muse_image
 from ..io.raw import read_raw
 from ..io.sof import Frame
@@ -70,8 +70,8 @@ class RawFrame:
         Of the data of each quadrant [adu], where asked for.
     overscan : list of Overscan
         Of the quadrants of outputs 1 to 4.
-    shift : ndarray of float32, shape (4,)
-        Levels that are added after the overscan [adu].
+    shift : ndarray of float32, shape (n, 4)
+        Levels that are added after the overscan, one after the other [adu].
     """
 
     frame: Frame
@@ -84,7 +84,7 @@ class RawFrame:
     saturated: int
     medians: list[float]
     overscan: list[Overscan]
-    shift: NDArray[np.float32] = field(default_factory=lambda: np.zeros(4, np.float32))
+    shift: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
 
 
 def overscan_params(task: Task) -> OverscanParams:
@@ -112,6 +112,7 @@ def load_frame(task: Task, frame: Frame, params: OverscanParams, *, medians: boo
     ifu = _ifu(task)
     header, raw = read_raw(frame.path, ifu, merge=True)
     ccd = read_ccd(header, frame.path)
+    params = _possible(params, ccd, frame)
     if raw.shape != ccd.raw_shape:
         raise InputError(
             f"{frame.path}: CHAN{ifu:02d} of shape {raw.shape} found, its ESO DET OUTn cards say {ccd.raw_shape}"
@@ -158,6 +159,17 @@ def load_frame(task: Task, frame: Frame, params: OverscanParams, *, medians: boo
                 set_card(header, f"{_OVSC}{n} POLY Y{i}", float64_card(c))
     drop_scans(header)
     return RawFrame(frame, header, ccd, raw, rows, columns, flags, saturated, middles, levels)
+
+
+def _possible(params: OverscanParams, ccd: Ccd, frame: Frame) -> OverscanParams:
+    """Without the search for cosmic rays, if its boxes do not fit the strips along x and along y."""
+    if params.reject != "dcr" or (params.xbox <= min(ccd.nx, ccd.ny) and params.ybox <= min(ccd.overscan)):
+        return params
+    log.warning(
+        "%s: ovscreject boxes of %d x %d pixels do not fit overscans of %d x %d pixels beside %d x %d; nothing is rejected",
+        frame.path, params.xbox, params.ybox, *ccd.overscan, ccd.nx, ccd.ny,
+    )  # fmt: skip
+    return replace(params, reject="none")
 
 
 def _ifu(task: Task) -> int:
@@ -297,7 +309,7 @@ class Series:
         for side in (False, True):
             level = f.overscan[ports[side].number - 1].levels
             levels.append(level[y0 + offset - base : y1 + offset - base] if len(level) else np.zeros(y1 - y0))
-        shift = np.array([f.shift[ports[side].number - 1] for side in (False, True)], np.float32)
+        shift = f.shift[:, [ports[side].number - 1 for side in (False, True)]]
         gain = np.array([ports[side].gain if self.to_count else 0.0 for side in (False, True)])
         dq[:] = 0
         if len(f.rows):
@@ -387,8 +399,37 @@ def load_series(task: Task, frames: Sequence[Frame], *, scale: bool = False, med
             loaded.append(found)
         else:
             log.warning("%s: %s; it is left out", frame.path, wrong)
+    if frames[0].tag == "BIAS":
+        _compare_levels(loaded, params)
     masters = load_masters(task, loaded[0].ccd)
     return Series(task, loaded, masters, scale=scale)
+
+
+def _compare_levels(frames: Sequence[RawFrame], params: OverscanParams) -> None:
+    """Compare the overscan levels of biases, and adjust them, as far as the overscan itself is not subtracted."""
+    first = frames[0]
+    n = len(frames)
+    if params.method == "none":
+        for port, reference in zip(first.ccd.ports, first.overscan, strict=True):
+            for frame in frames[1:]:
+                mean = frame.overscan[port.number - 1].mean
+                if abs(mean - reference.mean) > params.sigma * reference.stdev:
+                    raise InputError(
+                        f"{frame.frame.path}: overscan level {mean:.2f} of quadrant {port.number} found, expected that of "
+                        f"{first.frame.path}, {reference.mean:.2f}, within {params.sigma:g} times {reference.stdev:.2f} adu"
+                    )
+        for number in range(1, 5):
+            found = [f.overscan[number - 1] for f in frames]
+            # that of the mean, with the scatter of the means about the first
+            stdev = np.sqrt(sum(o.stdev**2 + (o.mean - found[0].mean) ** 2 for o in found)) / n
+            set_card(first.header, f"{_OVSC}{number} MEAN", float32_card(sum(o.mean for o in found) / n))
+            set_card(first.header, f"{_OVSC}{number} STDEV", float32_card(float(stdev)))
+    elif params.method == "offset":
+        # the reference moves the first image to the level of each other in turn, so in the end to that of the last
+        means = np.array([[o.mean for o in f.overscan] for f in frames], np.float32)
+        first.shift = np.diff(means, axis=0)
+        for number, mean in enumerate(means[-1], 1):
+            set_card(first.header, f"{_OVSC}{number} MEAN", float32_card(float(mean)))
 
 
 def _deviation(frame: RawFrame, first: RawFrame) -> str | None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numba import njit
-from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..io.muse_image import MuseImage
@@ -98,9 +97,24 @@ def combine_rows(data, stat, dq, out_data, out_stat, out_dq, method, nlow, nhigh
                 out_stat[i] = np.float64(stat[which[h - 1], i]) + np.float64(stat[which[h], i])
             continue
         if method == 2:
+            flags = 0
+            k = 0
+            # as many of the bad values as are needed come back, in the order of the images
+            while good - nlow - nhigh < nkeep and k < n:
+                if dq[k, i] != 0:
+                    v = np.float64(data[k, i])
+                    j = good
+                    while j > 0 and values[j - 1] > v:
+                        values[j] = values[j - 1]
+                        which[j] = which[j - 1]
+                        j -= 1
+                    values[j] = v
+                    which[j] = k
+                    flags |= dq[k, i]
+                    good += 1
+                k += 1
+            out_dq[i] = flags
             first, last = nlow, good - nhigh
-            if last - first < nkeep:
-                first, last = 0, good
         if method == 3:
             h = good // 2
             median = values[h] if good % 2 else 0.5 * (values[h - 1] + values[h])
@@ -140,6 +154,13 @@ def kernel_arguments(params: CombineParams, n: int) -> tuple[int, int, int, int,
         raise InputError(f"combine {params.method!r} found, expected one of {', '.join(_METHODS)}")
     if params.method == "sigclip" and n < 3:
         raise InputError(f"combine=sigclip: {n} images found, expected 3 or more")
+    if params.method == "minmax":
+        low, high, keep = params.nlow, params.nhigh, params.nkeep
+        if low < 0 or high < 0 or keep < 1 or low + high + keep > n:
+            raise InputError(
+                f"combine=minmax: nlow {low}, nhigh {high}, nkeep {keep} found, expected numbers from 0, 0 and 1 that do "
+                f"not exceed the {n} images together"
+            )
     return (
         _METHODS[params.method],
         int(params.nlow),

@@ -254,13 +254,12 @@ def overscan_statistics(
         [adu]
     """
     if params.reject == "dcr":
-        if _fits_boxes(strips, params):
-            for strip, flag, (xbox, ybox) in zip(
-                strips, flags, ((params.xbox, params.ybox), (params.ybox, params.xbox)), strict=True
-            ):
-                find_cosmics(
-                    strip, flag, min(xbox, strip.shape[1]), min(ybox, strip.shape[0]), params.npass, params.threshold
-                )
+        for strip, flag, (xbox, ybox) in zip(
+            strips, flags, ((params.xbox, params.ybox), (params.ybox, params.xbox)), strict=True
+        ):
+            find_cosmics(
+                strip, flag, min(xbox, strip.shape[1]), min(ybox, strip.shape[0]), params.npass, params.threshold
+            )
     values = np.concatenate(
         [strip[flag == 0].astype(np.float64) for strip, flag in zip(strips, flags, strict=True)]
     )
@@ -273,16 +272,6 @@ def overscan_statistics(
                 return float(mean), float(np.sqrt(mse))
             values = values[keep]
     return float(values.mean()), float(values.std(ddof=1))
-
-
-def _fits_boxes(strips: tuple[NDArray[np.uint16], NDArray[np.uint16]], params: OverscanParams) -> bool:
-    return bool(
-        params.xbox > 0
-        and params.ybox > 0
-        and params.npass > 0
-        and params.threshold > 0
-        and params.xbox <= strips[0].shape[1]
-    )
 
 
 def fit_overscan(
@@ -399,8 +388,8 @@ def correct_rows(
         First data column of the left and right quadrants.
     left, right : ndarray of float64, shape (rows,)
         Levels to subtract [adu].
-    shift : ndarray of float32, shape (2,)
-        Further levels to add [adu].
+    shift : ndarray of float32, shape (n, 2)
+        Further levels to add one after the other [adu].
     gain : ndarray of float64, shape (2,)
         [count/adu]; 0: no conversion.
     bias, bias_stat, bias_dq, dark, dark_stat, dark_dq, flat, flat_stat, flat_dq : ndarray, shape (rows, columns)
@@ -412,10 +401,10 @@ def correct_rows(
         Filled; `dq` has the qualities that are known already.
     """
     nx = data.shape[1] // 2
+    steps = shift.shape[0]
     for r in range(data.shape[0]):
         for side in range(2):
             level = left[r] if side == 0 else right[r]
-            add = shift[side]
             g = gain[side]
             for i in range(nx):
                 x = side * nx + i
@@ -423,7 +412,8 @@ def correct_rows(
                 if value > HIGH_LIMIT or value < LOW_LIMIT:
                     dq[r, x] |= DQ_SATURATED
                 d = np.float32(np.float64(value) - level)
-                d = np.float32(d + add)
+                for k in range(steps):
+                    d = np.float32(d + shift[k, side])
                 s = np.float32(0)
                 if bias.shape[0]:
                     b = bias[r, x]

@@ -136,15 +136,12 @@ def _select(bits, dq, rank):  # type: ignore[no-untyped-def]
     which = np.zeros(2, np.int64)
     below = np.zeros(2, np.int64)
     total = 0
-    top = 0
     for i in range(65536):
         for j in range(2):
             if total <= rank + j < total + counts[i]:
                 which[j] = i
                 below[j] = total
         total += counts[i]
-        if counts[i]:
-            top = i
     if rank + 1 >= total:
         which[1], below[1] = which[0], below[0]
     low = np.zeros((2, 65536), np.int64)

@@ -164,7 +164,7 @@ def read_ccd(header: fits.Header, path: PathLike = "header") -> Ccd:
             raise InputError(f"{path}: {_DET} OUTn {key} {places} found, expected 1 or {far}")
     if not (x[0] == x[3] < x[1] == x[2] and y[0] == y[1] < y[2] == y[3]):
         raise InputError(
-            f"{path}: outputs 1 to 4 at X {x}, Y {y} found, expected them bottom left, bottom right, top right, top left"
+            f"{path}: outputs 1 to 4 at X {x}, Y {y} found, expected bottom left, bottom right, top right, top left"
         )
 
     def size(key: str, axis: int) -> int:

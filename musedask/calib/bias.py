@@ -1,0 +1,187 @@
+"""Native muse_bias: master bias, read-out noise, bad columns."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..io.ccd import Port
+from ..io.headers import float32_card, set_card
+from .basic import Series, load_series
+from .combination import CombineParams
+from .detector import DQ_DEADPIXEL, DQ_SATURATED
+from .statistics import image_statistics, median_deviation
+from .task import Made, Task
+
+log = logging.getLogger("musedask")
+
+_QC = "ESO QC BIAS"
+#: size [pix] and number along an axis of a quadrant of the windows in which noise is measured
+_WINDOW, _WINDOWS = 19, 32
+
+
+def muse_bias(task: Task) -> Iterator[Made]:
+    """Combine raw biases of an IFU to a master bias.
+
+    Parameters
+    ----------
+    task : Task
+        Of the recipe ``muse_bias``.
+
+    Yields
+    ------
+    Made
+        ``MASTER_BIAS`` [adu].
+
+    Raises
+    ------
+    InputError
+        If a file is damaged or does not fit the others.
+    """
+    series = load_series(task, task.tagged("BIAS"), medians=True)
+    ports = series.ccd.ports
+    noise = [read_noise(series, port) for port in ports]
+    for port, (ron, error) in zip(ports, noise, strict=True):
+        if not 1 <= ron <= 5:
+            log.warning(
+                "IFU %d: read-out noise of %.2f +/- %.2f count found in quadrant %d, expected 1 to 5; the header says %s",
+                task.ifu, ron, error, port.number, port.ron,
+            )  # fmt: skip
+    # the noise of the noise, as the reference counts it
+    factor = 1.0 + 1.0 / (_WINDOW**2 * 100)
+    variance = [factor * (ron / port.gain) ** 2 for port, (ron, _) in zip(ports, noise, strict=True)]
+    image = series.combine(CombineParams.from_values(task.values), np.array(variance, np.float32))
+    assert image.dq is not None
+    header = image.header
+
+    def qc(keyword: str, value: float | int, comment: str) -> None:
+        set_card(header, f"{_QC} {keyword}", value if isinstance(value, int) else float32_card(value), comment)
+
+    for k, frame in enumerate(series.frames, 1):
+        qc(f"INPUT{k} NSATURATED", frame.saturated, f"Number of saturated pixels in raw bias {k} in input list")
+    windows = f"determined from difference images of each adjacent pair of biases in {_WINDOW} pix windows"
+    for port, (ron, error) in zip(ports, noise, strict=True):
+        n = port.number
+        data = image.data[series.ccd.trimmed(port)]
+        found = image_statistics(data)
+        qc(f"MASTER{n} RON", ron, f"[count] Read-out noise in quadrant {n} {windows}")
+        qc(f"MASTER{n} RONERR", error, f"[count] Read-out noise error in quadrant {n} {windows}")
+        qc(f"MASTER{n} MEDIAN", found.median, f"Median value of master bias in quadrant {n}")
+        qc(f"MASTER{n} MEAN", found.mean, f"Mean value of master bias in quadrant {n}")
+        qc(f"MASTER{n} STDEV", found.stdev, f"Standard deviation value of master bias in quadrant {n}")
+        qc(f"MASTER{n} MIN", found.min, f"Minimum value of master bias in quadrant {n}")
+        qc(f"MASTER{n} MAX", found.max, f"Maximum value of master bias in quadrant {n}")
+        x, y = slopes(data)
+        qc(f"MASTER{n} SLOPE X", x, f"[adu/pix] Average horizontal slope of master bias in quadrant {n}")
+        qc(f"MASTER{n} SLOPE Y", y, f"[adu/pix] Average vertical slope of master bias in quadrant {n}")
+        levels = np.array([frame.medians[n - 1] for frame in series.frames])
+        of = f"of the raw median values of all input files in quadrant {n}"
+        qc(f"LEVEL{n} MEAN", float(levels.mean()), f"[adu] Average {of}")
+        qc(f"LEVEL{n} STDEV", float(levels.std(ddof=1)), f"[adu] Standard deviation {of}")
+        qc(f"LEVEL{n} MEDIAN", float(np.median(levels)), f"[adu] Median {of}")
+    flagged = 0
+    for port, (ron, _) in zip(ports, noise, strict=True):
+        section = series.ccd.trimmed(port)
+        flagged += flag_columns(
+            image.data[section], image.dq[section], ron, task.values["losigmabadpix"], task.values["hisigmabadpix"]
+        )
+    qc("MASTER NBADPIX", flagged, "Bad pixels found as part of the bad column search in the master bias")
+    qc("MASTER NSATURATED", int(np.count_nonzero(image.dq == DQ_SATURATED)), "Number of saturated pixels in output data")
+    yield Made("MASTER_BIAS", image, header)
+
+
+def read_noise(series: Series, port: Port) -> tuple[float, float]:
+    """Measure the read-out noise of a quadrant in differences of consecutive images.
+
+    The reference takes the median of the standard deviations in 100 windows at random places; here the windows are
+    at regular places, about 1000 of them, which gives the same result every time, with a third of the error.
+
+    Parameters
+    ----------
+    series : Series
+    port : Port
+
+    Returns
+    -------
+    ron, error : float
+        Mean over the pairs of images [count]; the error is that of a single window.
+    """
+    section = series.ccd.trimmed(port)
+    frames = len(series.frames)
+    deviations: list[list[float]] = [[] for _ in range(frames - 1)]
+    starts = [_starts(s) for s in section]
+    nx = series.ccd.shape[1]
+    height = min(_WINDOW, series.ccd.ny)
+    data, stat = np.empty((2, height, nx), np.float32)
+    dq = np.empty((height, nx), np.int32)
+    for y in starts[0]:
+        before: NDArray[Any] | None = None
+        for k in range(frames):
+            series.rows(k, y, y + height, data, stat, dq)
+            values = np.where(dq == 0, data.astype(np.float64), np.nan)
+            if before is not None:
+                difference = values - before
+                for x in starts[1]:
+                    window = difference[:, x : x + _WINDOW]
+                    good = window[np.isfinite(window)]
+                    if good.size > 1:
+                        deviations[k - 1].append(float(good.std(ddof=1)))
+            before = values
+    # half of the range of the middle 68 %: cosmic rays and bad columns hit some of the windows
+    quantiles = [np.percentile(d, (50.0, 15.87, 84.13)) for d in deviations if d]
+    if not quantiles:
+        return float("nan"), float("nan")
+    middle, low, high = np.mean(quantiles, axis=0) * port.gain / np.sqrt(2)
+    ron, error = middle, 0.5 * (high - low)
+    return float(ron), float(error)
+
+
+def _starts(section: slice) -> list[int]:
+    size = section.stop - section.start
+    window = min(_WINDOW, size)
+    number = max(1, min(_WINDOWS, size // window))
+    return [int(section.start + i) for i in np.linspace(0, size - window, number)]
+
+
+def slopes(data: NDArray[np.float32]) -> tuple[float, float]:
+    """Slopes of straight lines through the means of columns and of rows, per pixel."""
+    found = []
+    for axis in (0, 1):
+        profile = data.mean(axis=axis, dtype=np.float64)
+        found.append(np.polynomial.polynomial.polyfit(np.arange(len(profile)), profile, 1)[1])
+    return float(found[0]), float(found[1])
+
+
+def flag_columns(data: NDArray[np.float32], dq: NDArray[np.int32], ron: float, low: float, high: float) -> int:
+    """Flag bad columns of a quadrant as ``DEADPIXEL``.
+
+    Parameters
+    ----------
+    data : ndarray of float32, shape (ny, nx)
+        Master bias [adu].
+    dq : ndarray of int32, shape (ny, nx)
+        Flags are added.
+    ron : float
+        [count]; as in the reference it is compared with a scatter in adu.
+    low, high : float
+        Limits in units of the median deviation of the means of the columns.
+
+    Returns
+    -------
+    int
+        Number of pixels flagged.
+    """
+    means = data.mean(axis=0, dtype=np.float64)
+    scatter = data.std(axis=0, dtype=np.float64, ddof=1)
+    median, deviation = median_deviation(means)
+    upper, lower = median + high * deviation, median - low * deviation
+    flagged = 0
+    for x in np.flatnonzero(((means > upper) & (scatter > ron)) | (means < lower)):
+        beyond = np.flatnonzero(data[:, x] > upper if means[x] > upper else data[:, x] < lower)
+        dq[beyond[0] : beyond[-1] + 1, x] |= DQ_DEADPIXEL
+        flagged += int(beyond[-1] - beyond[0] + 1)
+    return flagged
