@@ -240,8 +240,9 @@ class Recipe:
 
     @property
     def raw_tags(self) -> tuple[str, ...]:
-        """Tags of all that it works on; frames of one of them must be there."""
-        return tuple(i.tag for i in (*self.inputs, *self.alternative) if i.group == "raw")
+        """Tags of what it works on: frames of at least one of them must be there; none if it can do without."""
+        raws = (i for i in (*self.inputs, *self.alternative) if i.group == "raw")
+        return tuple(i.tag for i in raws if i.minimum or i.maximum is None)
 
     @property
     def exposures(self) -> bool:

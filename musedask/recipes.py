@@ -424,7 +424,7 @@ GEOMETRY = Recipe(
         _per_ifu("SPOTS_TABLE"),
         Product("GEOMETRY_UNSMOOTHED", "master", "smoothing is on"),
         Product("GEOMETRY_TABLE"),
-        Product("GEOMETRY_CUBE"),
+        Product("GEOMETRY_CUBE", "master", "MASK_CHECK frames are given"),
         Product("GEOMETRY_CHECK", "master", "MASK_CHECK frames are given"),
     ),
     (
@@ -820,7 +820,7 @@ RAMAN = Recipe(
     "muse_scipost_raman",
     "Remove the Raman lines of the laser guide stars from a pixel table.",
     (_raw("PIXTABLE_OBJECT", 1, 1), _one("RAMAN_LINES"), _any("LSF_PROFILE", 1), _one("SKY_MASK")),
-    (Product("RAMAN_IMAGES", "dateobs"), _table()),
+    (Product("RAMAN_IMAGES", "dateobs", "the mode is adaptive"), _table()),
     (
         *_RANGE,
         _LAMBDAREF,
@@ -952,13 +952,13 @@ def get_recipe(name: str) -> Recipe:
     InputError
         If there is no such recipe; the message names those with a similar name.
     """
-    full = name if name.startswith("muse_") else f"muse_{name}"
-    full = full.replace("-", "_")
-    if full in RECIPES:
-        return RECIPES[full]
+    short = name.removeprefix("muse_").replace("-", "_")
+    if f"muse_{short}" in RECIPES:
+        return RECIPES[f"muse_{short}"]
     from difflib import get_close_matches
 
-    near = get_close_matches(full, RECIPES, n=3)
-    near += [known for known in RECIPES if known.endswith(f"_{name}") and known not in near]
-    hint = f"did you mean {' or '.join(near)}?" if near else "see musedask recipe list"
+    shorts = [known.removeprefix("muse_") for known in RECIPES]
+    near = [known for known in shorts if known.endswith(f"_{short}")]
+    near += [known for known in get_close_matches(short, shorts, n=3) if known not in near]
+    hint = f"did you mean muse_{' or muse_'.join(near)}?" if near else "see musedask recipe list"
     raise InputError(f"there is no recipe {name!r}; {hint}")
