@@ -13,6 +13,8 @@ from typing import Any
 import click
 
 from ._version import __version__
+from .cli_products import badpix, product
+from .cli_recipe import recipe
 from .cube.params import EXTRA
 from .errors import MusedaskError
 from .recipe import Parameter
@@ -324,6 +326,11 @@ def cube_filter(
         path, filter_list, chosen, extend=extend, box=box or None, overwrite=overwrite, **_bytes(memory_limit)
     )
     log.info("wrote %s", ", ".join(map(str, paths)))
+
+
+main.add_command(recipe)
+main.add_command(badpix)
+main.add_command(product)
 
 
 # ----------------------------------------------------------------------------------- simulation

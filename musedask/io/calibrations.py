@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..errors import InputError
 from ..instrument import N_SLICES
-from .headers import OF_ONE_IFU, append_cards, remove_cards
+from .headers import OF_ONE_IFU, STRUCTURAL, append_cards, remove_cards
 from .products import (
     ANGSTROM,
     Column,
@@ -508,13 +508,16 @@ class BadPixels:
     status : ndarray of int32, shape (n,)
         Bits of the Euro3D convention; bit 31 makes the number negative.
     value : ndarray of float64, shape (n,) [count]
-        For what it is worth, e.g. the depth of a trap.
+        For what it is worth, e.g. the depth of a trap; NaN where nothing is known.
+    header : astropy.io.fits.Header
+        Cards about the CCD.
     """
 
     x: NDArray[np.int32]
     y: NDArray[np.int32]
     status: NDArray[np.int32]
     value: FloatArray
+    header: fits.Header = field(default_factory=fits.Header, repr=False)
 
 
 _BADPIX = (
@@ -530,6 +533,7 @@ def write_badpix_table(
     pixels: Mapping[int, BadPixels],
     *,
     header: fits.Header | None = None,
+    like: PathLike | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a BADPIX_TABLE: one extension per IFU.
@@ -539,14 +543,27 @@ def write_badpix_table(
     path : path-like
     pixels : mapping of int to BadPixels
         By IFU.
-    header, overwrite
-        As in `write_line_catalog`.
+    header : astropy.io.fits.Header, optional
+        Primary header; default: that of `like`, or the least that there must be.
+    like : path-like, optional
+        Table that this one continues: its extensions of other IFUs, and of anything else, are kept.
+    overwrite : bool
     """
-    hdus = []
-    for ifu, bad in sorted(pixels.items()):
+    hdus = {}
+    for ifu, bad in pixels.items():
         same_length(f"BADPIX_TABLE: IFU {ifu}", bad)
-        hdus.append(columns_of(_BADPIX, bad, channel(ifu)))
-    return write_tables(path, header or product_header("BADPIX_TABLE"), hdus, overwrite)
+        hdus[channel(ifu)] = columns_of(_BADPIX, bad, channel(ifu))
+        append_cards(hdus[channel(ifu)].header, [[c.keyword, c.value, c.comment] for c in bad.header.cards])
+    if like is not None:
+        with open_fits(like) as old:
+            if header is None:
+                header = old[0].header.copy()
+                remove_cards(header, STRUCTURAL)
+            for number, hdu in enumerate(old[1:], 1):
+                hdus.setdefault(str(hdu.header.get("EXTNAME", "")).strip() or str(number), hdu.copy())
+    # those of IFUs in their order
+    ordered = [hdus[name] for name in sorted(hdus, key=lambda name: (channel_number(name) is None, name))]
+    return write_tables(path, header or product_header("BADPIX_TABLE"), ordered, overwrite)
 
 
 def read_badpix_table(path: PathLike) -> dict[int, BadPixels]:
@@ -563,7 +580,10 @@ def read_badpix_table(path: PathLike) -> dict[int, BadPixels]:
         for hdu in hdus[1:]:
             ifu = channel_number(hdu.header.get("EXTNAME"))
             if ifu is not None and isinstance(hdu, fits.BinTableHDU):
-                found[ifu] = read_as(BadPixels, path, hdu, _BADPIX)
+                own = hdu.header.copy()
+                remove_cards(own, STRUCTURAL)
+                own.remove("EXTNAME")
+                found[ifu] = read_as(BadPixels, path, hdu, _BADPIX, header=own)
     if not found:
         raise InputError(f"{path}: there is no table CHANnn; not a BADPIX_TABLE")
     return found

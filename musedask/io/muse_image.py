@@ -6,7 +6,7 @@ Files of the size of a detector are written and read one IFU at a time, without 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -226,6 +226,49 @@ def read_muse_image(path: PathLike, *, ifu: int | None = None) -> MuseImage:
         if not unit:
             raise InputError(f"{path}[{prefix}DATA]: there is no BUNIT")
         return MuseImage(parts["DATA"], parts.get("DQ"), parts.get("STAT"), unit, header)
+
+
+def read_quality(path: PathLike) -> Iterator[tuple[int, NDArray[np.int32], fits.Header]]:
+    """Read the qualities of the pixels of all IFUs of an image, one after the other.
+
+    Parameters
+    ----------
+    path : path-like
+        Image of one IFU or a merged one.
+
+    Yields
+    ------
+    ifu : int
+    dq : ndarray of int32, shape (ny, nx)
+        Bits of the Euro3D convention.
+    header : astropy.io.fits.Header
+        As in `MuseImage`.
+
+    Raises
+    ------
+    InputError
+        If the file is missing, there is no ``DQ``, or it is unknown of which IFU it is.
+    """
+    path = Path(path)
+    with open_fits(path) as hdus:
+        own = channel_number(hdus[0].header.get("EXTNAME"))
+        names = [str(h.header.get("EXTNAME", "")).strip() for h in hdus]
+        found = [(i, own if n == "DQ" else channel_number(n)) for i, n in enumerate(names) if n.split(".")[-1] == "DQ"]
+        if not found:
+            known = ", ".join(n for n in names if n) or "no named extension"
+            raise InputError(f"{path}: there is no DQ; it has {known}")
+        for number, ifu in found:
+            if ifu is None:
+                raise InputError(f"{path}: there is no EXTNAME = CHANnn in its primary header; of which IFU is it?")
+            hdu = hdus[number]
+            if hdu.data is None or hdu.data.ndim != 2 or hdu.data.dtype.kind not in "iu":
+                raise InputError(f"{path}[{names[number]}]: there is no image of whole numbers")
+            header = hdus[0].header.copy()
+            if names[number] != "DQ":
+                append_cards(header, [[c.keyword, c.value, c.comment] for c in hdu.header["ESO *"].cards])
+                header["EXTNAME"] = channel(ifu)
+            yield ifu, np.asarray(hdu.data).astype(np.int32), header
+            del hdu.data
 
 
 # --- images in the primary HDU ---------------------------------------------------------------------
