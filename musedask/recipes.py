@@ -943,6 +943,14 @@ RECIPES: dict[str, Recipe] = {
     )
 }
 
+#: recipes that run without the reference, and where their functions are; see `musedask.calib.task`
+NATIVE = {
+    "muse_bias": "musedask.calib.bias:muse_bias",
+    "muse_dark": "musedask.calib.dark:muse_dark",
+    "muse_flat": "musedask.calib.flat:muse_flat",
+    "muse_wavecal": "musedask.calib.wavecal:muse_wavecal",
+}
+
 
 def get_recipe(name: str) -> Recipe:
     """The declaration of a recipe, by its name with or without ``muse_``.

@@ -20,17 +20,10 @@ from ..io.headers import read_datamd5
 from ..io.product_files import write_product
 from ..io.product_headers import read_primary, recipe_header
 from ..io.sof import Frame
+from ..recipes import NATIVE
 from .task import Made, NativeFunction, Task
 
 log = logging.getLogger("musedask")
-
-#: where the functions of recipes are
-NATIVE = {
-    "muse_bias": "musedask.calib.bias:muse_bias",
-    "muse_dark": "musedask.calib.dark:muse_dark",
-    "muse_flat": "musedask.calib.flat:muse_flat",
-    "muse_wavecal": "musedask.calib.wavecal:muse_wavecal",
-}
 
 
 def has_native(recipe: str) -> bool:
