@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import click
 
 from musedask.cli import main
 from musedask.cube.params import EXTRA
-from musedask.recipe import Parameter
-from musedask.recipes import EXP_COMBINE, MAKE_CUBE
+from musedask.recipe_pages import parameter_table, recipe_index, recipe_page
+from musedask.recipes import EXP_COMBINE, MAKE_CUBE, RECIPES
 
 ROOT = Path(__file__).resolve().parents[1]
 _PART = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -24,17 +25,6 @@ _PART = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 def _text(value: object) -> str:
     return str(value).replace("|", "\\|")
-
-
-def _parameters(parameters: Sequence[Parameter]) -> str:
-    lines = ["| parameter | default | values | meaning |", "|---|---|---|---|"]
-    for p in parameters:
-        values = ", ".join(f"`{c}`" for c in p.choices) or {
-            str: "text", int: "whole number", float: "number", bool: "yes or no"
-        }[p.type]  # fmt: skip
-        default = f"`{p.to_card(p.default)}`" if p.type is not bool else ("yes" if p.default else "no")
-        lines.append(f"| `{p.name}` | {default} | {values} | {_text(p.help)} |")
-    return "\n".join(lines) + "\n"
 
 
 def commands(group: click.Group = main, prefix: str = "musedask") -> Iterator[tuple[str, click.Command]]:
@@ -83,10 +73,12 @@ def _commands() -> str:
 
 
 PARTS: dict[str, Callable[[], str]] = {
-    "parameters of muse_exp_combine": lambda: _parameters(EXP_COMBINE.parameters),
-    "parameters of muse_scipost_make_cube": lambda: _parameters(MAKE_CUBE.parameters),
-    "parameters of musedask alone": lambda: _parameters(EXTRA),
+    "parameters of muse_exp_combine": lambda: parameter_table(EXP_COMBINE.parameters),
+    "parameters of muse_scipost_make_cube": lambda: parameter_table(MAKE_CUBE.parameters),
+    "parameters of musedask alone": lambda: parameter_table(EXTRA),
     "commands": _commands,
+    "recipes": recipe_index,
+    **{f"recipe {name}": partial(recipe_page, recipe) for name, recipe in RECIPES.items()},
 }
 
 
@@ -97,10 +89,23 @@ def updated(text: str) -> str:
 
 def pages() -> list[Path]:
     """README and all pages of the documentation."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    folders = (ROOT / "docs", ROOT / "docs" / "recipes")
+    return [ROOT / "README.md", *(page for folder in folders for page in sorted(folder.glob("*.md")))]
+
+
+def recipe_pages() -> dict[Path, str]:
+    """The page of each recipe, which is generated as a whole."""
+    return {
+        ROOT / "docs" / "recipes" / f"{name}.md": updated(f"<!-- generated: recipe {name} -->\n<!-- end -->\n")
+        for name in RECIPES
+    }
 
 
 if __name__ == "__main__":
+    for page, text in recipe_pages().items():
+        if not page.exists():
+            page.write_text(text)
+            sys.stdout.write(f"{page.relative_to(ROOT)} added\n")
     for page in pages():
         old = page.read_text()
         new = updated(old)
