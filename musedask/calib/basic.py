@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..io.calibrations import read_badpix_table
-from ..io.ccd import Ccd, drop_scans, read_ccd, read_setup
+from ..io.ccd import Ccd, drop_scans, read_ccd, read_parameters, read_setup
 from ..io.headers import float32_card, float64_card, set_card
 from ..io.muse_image import MuseImage, read_muse_image
 from ..io.raw import read_raw
@@ -72,6 +72,8 @@ class RawFrame:
         Of the quadrants of outputs 1 to 4.
     shift : ndarray of float32, shape (n, 4)
         Levels that are added after the overscan, one after the other [adu].
+    extra : ndarray of float32, shape (4,)
+        Variance of those levels [adu2].
     """
 
     frame: Frame
@@ -85,6 +87,7 @@ class RawFrame:
     medians: list[float]
     overscan: list[Overscan]
     shift: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+    extra: NDArray[np.float32] = field(default_factory=lambda: np.zeros(4, np.float32))
 
 
 def overscan_params(task: Task) -> OverscanParams:
@@ -310,6 +313,7 @@ class Series:
             level = f.overscan[ports[side].number - 1].levels
             levels.append(level[y0 + offset - base : y1 + offset - base] if len(level) else np.zeros(y1 - y0))
         shift = f.shift[:, [ports[side].number - 1 for side in (False, True)]]
+        extra = f.extra[[ports[side].number - 1 for side in (False, True)]]
         gain = np.array([ports[side].gain if self.to_count else 0.0 for side in (False, True)])
         dq[:] = 0
         if len(f.rows):
@@ -330,7 +334,7 @@ class Series:
         if self.masters.dark is not None:
             dark_scale = (ccd.exptime or 0.0) / float(self.masters.dark.header["EXPTIME"])
         detector.correct_rows(
-            f.raw[raw_rows], 0, x0, levels[0], levels[1], shift, gain, *parts(self.masters.bias),
+            f.raw[raw_rows], 0, x0, levels[0], levels[1], shift, extra, gain, *parts(self.masters.bias),
             *parts(self.masters.dark), dark_scale, *parts(self.masters.flat), self.scale[k], data, stat, dq,
         )  # fmt: skip
 
@@ -402,6 +406,8 @@ def load_series(task: Task, frames: Sequence[Frame], *, scale: bool = False, med
     if frames[0].tag == "BIAS":
         _compare_levels(loaded, params)
     masters = load_masters(task, loaded[0].ccd)
+    if masters.bias is not None:
+        _compare_with_bias(task, loaded, masters.bias, params)
     return Series(task, loaded, masters, scale=scale)
 
 
@@ -430,6 +436,44 @@ def _compare_levels(frames: Sequence[RawFrame], params: OverscanParams) -> None:
         first.shift = np.diff(means, axis=0)
         for number, mean in enumerate(means[-1], 1):
             set_card(first.header, f"{_OVSC}{number} MEAN", float32_card(float(mean)))
+
+
+def _compare_with_bias(
+    task: Task, frames: Sequence[RawFrame], bias: MuseImage, params: OverscanParams
+) -> None:
+    """Compare the overscan levels of raw frames with those of the master bias; adjust them with ``offset``."""
+    path = task.path("MASTER_BIAS")
+    keys = ("overscan", "ovscreject", "ovscsigma", "ovscignore")
+    recorded = read_parameters(bias.header)
+    differing = [
+        f"{key} {recorded[key]}"
+        for key in keys
+        if key in recorded and recorded[key] != task.recipe.parameter(key).to_card(task.values[key])
+    ]
+    if differing:
+        log.warning("%s: made with other overscan parameters: %s", path, ", ".join(differing))
+    for number, port in enumerate(frames[0].ccd.ports, 1):
+        keywords = f"{_OVSC}{number} MEAN", f"{_OVSC}{number} STDEV"
+        if any(k not in bias.header for k in keywords):
+            raise InputError(f"{path}: there is no {keywords[0]} or {keywords[1]}, expected both in a MASTER_BIAS")
+        mean, stdev = (float(bias.header[k]) for k in keywords)
+        factor = 100.0 if params.method == "vpoly" else params.sigma
+        for frame in frames:
+            own = frame.overscan[number - 1]
+            if params.method == "offset":
+                shift = np.float32(mean) - np.float32(own.mean)
+                frame.shift = np.resize(frame.shift, (1, 4))
+                frame.shift[0, number - 1] = shift
+                frame.extra[number - 1] = (stdev**2 + own.stdev**2) / port.gain
+                set_card(frame.header, keywords[0], float32_card(mean))
+            elif abs(own.mean - mean) > factor * stdev:
+                text = (
+                    f"{frame.frame.path}: overscan level {own.mean:.2f} of quadrant {number} found, expected that of "
+                    f"{path}, {mean:.2f}, within {factor:g} times {stdev:.2f} adu"
+                )
+                if params.method == "vpoly":
+                    raise InputError(text)
+                log.warning("%s", text)
 
 
 def _deviation(frame: RawFrame, first: RawFrame) -> str | None:

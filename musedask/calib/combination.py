@@ -71,7 +71,10 @@ def combine_rows(data, stat, dq, out_data, out_stat, out_dq, method, nlow, nhigh
                     which[good] = k
                 else:
                     j = good
-                    while j > 0 and values[j - 1] > v:
+                    # equal values in the order of their variances
+                    while j > 0 and (
+                        values[j - 1] > v or (values[j - 1] == v and stat[which[j - 1], i] > stat[k, i])
+                    ):
                         values[j] = values[j - 1]
                         which[j] = which[j - 1]
                         j -= 1
@@ -104,7 +107,9 @@ def combine_rows(data, stat, dq, out_data, out_stat, out_dq, method, nlow, nhigh
                 if dq[k, i] != 0:
                     v = np.float64(data[k, i])
                     j = good
-                    while j > 0 and values[j - 1] > v:
+                    while j > 0 and (
+                        values[j - 1] > v or (values[j - 1] == v and stat[which[j - 1], i] > stat[k, i])
+                    ):
                         values[j] = values[j - 1]
                         which[j] = which[j - 1]
                         j -= 1

@@ -374,7 +374,7 @@ def quadrant_median(raw: NDArray[np.uint16], good: NDArray[np.bool_] | None = No
 
 @njit(nogil=True, cache=True)
 def correct_rows(
-    raw, y, x0, left, right, shift, gain, bias, bias_stat, bias_dq, dark, dark_stat, dark_dq, dark_scale, flat,
+    raw, y, x0, left, right, shift, extra, gain, bias, bias_stat, bias_dq, dark, dark_stat, dark_dq, dark_scale, flat,
     flat_stat, flat_dq, scale, data, stat, dq,
 ):  # type: ignore[no-untyped-def]  # fmt: skip
     """Process rows of a raw image: level, bias, gain, dark, flat; every step is rounded to float32.
@@ -390,6 +390,8 @@ def correct_rows(
         Levels to subtract [adu].
     shift : ndarray of float32, shape (n, 2)
         Further levels to add one after the other [adu].
+    extra : ndarray of float32, shape (2,)
+        Variance of those levels [adu2].
     gain : ndarray of float64, shape (2,)
         [count/adu]; 0: no conversion.
     bias, bias_stat, bias_dq, dark, dark_stat, dark_dq, flat, flat_stat, flat_dq : ndarray, shape (rows, columns)
@@ -412,15 +414,17 @@ def correct_rows(
                 if value > HIGH_LIMIT or value < LOW_LIMIT:
                     dq[r, x] |= DQ_SATURATED
                 d = np.float32(np.float64(value) - level)
-                for k in range(steps):
-                    d = np.float32(d + shift[k, side])
                 s = np.float32(0)
                 if bias.shape[0]:
-                    b = bias[r, x]
-                    s = np.float32(np.float32(d - b) / g)
+                    # before the level is shifted
+                    s = np.float32(np.float32(d - bias[r, x]) / g)
                     if s <= 0:
                         s = TINY
-                    d = np.float32(d - b)
+                    s = np.float32(s + extra[side])
+                for k in range(steps):
+                    d = np.float32(d + shift[k, side])
+                if bias.shape[0]:
+                    d = np.float32(d - bias[r, x])
                     s = np.float32(s + bias_stat[r, x])
                     dq[r, x] |= bias_dq[r, x]
                 if g != 0:
@@ -438,7 +442,7 @@ def correct_rows(
                     d = np.float32(d / f)
                     dq[r, x] |= flat_dq[r, x]
                 if scale != 1.0:
-                    d = np.float32(d * scale)
-                    s = np.float32(s * (scale * scale))
+                    d = np.float32(d * np.float32(scale))
+                    s = np.float32(s * np.float32(scale * scale))
                 data[r, x] = d
                 stat[r, x] = s

@@ -205,6 +205,16 @@ def drop_scans(header: fits.Header) -> None:
     remove_cards(header, rf"^{_DET} OUT\d (PRSC|OVSC)[XY]$")
 
 
+def read_parameters(header: fits.Header) -> dict[str, str]:
+    """Read the parameters of the recipe that made a product, as they are written there."""
+    found: dict[str, str] = {}
+    i = 1
+    while f"ESO PRO REC1 PARAM{i} NAME" in header:
+        found[header[f"ESO PRO REC1 PARAM{i} NAME"]] = str(header.get(f"ESO PRO REC1 PARAM{i} VALUE", ""))
+        i += 1
+    return found
+
+
 def _binning(header: fits.Header) -> tuple[int, int]:
     return int(header.get(f"{_DET} BINX", 1)), int(header.get(f"{_DET} BINY", 1))
 
