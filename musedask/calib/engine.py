@@ -28,12 +28,12 @@ from ..errors import InputError, MusedaskError, OutputExistsError, PlanError, Re
 from ..instrument import N_IFUS
 from ..io.sof import Frame, read_sof
 from ..recipe import Recipe
-from ..recipes import get_recipe
+from ..recipes import NATIVE, get_recipe
 from . import esorex as drs
 from .frames import check_frames, ifus_of
 from .names import may_be_made
-from .native import NATIVE, NativeOutcome, Stopped, has_native, run_native, write_log
 from .provenance import CallRecord, FileRecord, package_versions, write_record
+from .registry import has_native, native_recipes
 from .task import Task
 
 if TYPE_CHECKING:
@@ -404,7 +404,7 @@ def _choose_engine(recipe: Recipe, engine: str) -> str:
     if engine == "auto":
         return "native" if has_native(recipe.name) else "esorex"
     if engine == "native" and not has_native(recipe.name):
-        names = ", ".join(name for name in NATIVE if has_native(name)) or "none yet"
+        names = ", ".join(native_recipes()) or "none"
         raise InputError(f"{recipe.name} is not among the recipes of the engine native ({names}); use esorex")
     return engine
 
@@ -506,7 +506,11 @@ def execute(plan: Plan, client: Client | None = None) -> Products:
         if result.failures:
             log.warning("%s: the products are not merged, since IFUs are missing", plan.recipe.name)
         else:
-            result = _merge(plan, result)
+            try:
+                result = _merge(plan, result)
+            except MusedaskError as error:
+                text = f"{plan.recipe.name}: all IFUs are finished, but their products could not be merged: {error}"
+                raise RecipeError(text, result) from error
     _tell(plan, result, time.monotonic() - started)
     if result.failures:
         raise RecipeError(_failure_text(plan, result.failures), result)
@@ -573,6 +577,8 @@ def _workplace(plan: Plan) -> Iterator[list[Call]]:
     stamp = f"{plan.recipe.name}_{datetime.now(UTC):%Y%m%dT%H%M%S}"
     for number in range(1, 1000):
         stem = stamp if number == 1 else f"{stamp}_{number}"
+        if any(first.logs.glob(f"{stem}.*")) or any(first.logs.glob(f"{stem}-[0-9][0-9].*")):
+            continue
         root = first.scratch.absolute() / f".musedask-{stem}"
         with contextlib.suppress(FileExistsError):
             root.mkdir()
@@ -687,6 +693,9 @@ def _run_esorex(call: Call, record: CallRecord, folder: Path, given_up: Callable
 
 
 def _run_native(call: Call, record: CallRecord, folder: Path, given_up: Callable[[], bool]) -> list[Frame]:
+    # it loads what compiles, which esorex does not need
+    from .native import NativeOutcome, Stopped, run_native, write_log
+
     record.versions = package_versions()
     task = Task(call.recipe, call.ifu, call.frames, call.values, record.threads)
     outcome = NativeOutcome()

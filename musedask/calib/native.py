@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -20,22 +18,10 @@ from ..io.headers import read_datamd5
 from ..io.product_files import write_product
 from ..io.product_headers import read_primary, recipe_header
 from ..io.sof import Frame
-from ..recipes import NATIVE
-from .task import Made, NativeFunction, Task
+from .registry import load_function
+from .task import Made, Task
 
 log = logging.getLogger("musedask")
-
-
-def has_native(recipe: str) -> bool:
-    """Whether a recipe has a function of its own here; nothing is loaded to find out."""
-    return recipe in NATIVE and find_spec(NATIVE[recipe].partition(":")[0]) is not None
-
-
-def load_function(place: str) -> NativeFunction:
-    """Function of a recipe by its place, ``module:name``."""
-    module, _, name = place.partition(":")
-    function: NativeFunction = getattr(import_module(module), name)
-    return function
 
 
 class Stopped(Exception):
@@ -74,7 +60,7 @@ def run_native(
     ----------
     task : Task
     place : str
-        Its function, see `NATIVE`.
+        Its function, see `musedask.calib.registry`.
     folder : Path
     outcome : NativeOutcome
         Is filled meanwhile, so that it tells what was finished if an error comes out of here.

@@ -117,7 +117,7 @@ def _read(path: Path, file: BinaryIO, status: os.stat_result, ifu: int | None) -
     if not _is_fits(file):
         _add(digest, file, 0, status.st_size)
     else:
-        hdus = list(_hdus(path, file, status.st_size))
+        hdus = _wanted(path, file, status.st_size, ifu)
         if ifu is not None and any(hdu.ifu == ifu for hdu in hdus[1:]) and {h.ifu for h in hdus[1:]} - {None, ifu}:
             hdus = [hdus[0], *(hdu for hdu in hdus[1:] if hdu.ifu in (None, ifu))]
             scope = f"CHAN{ifu:02d}"
@@ -127,6 +127,18 @@ def _read(path: Path, file: BinaryIO, status: os.stat_result, ifu: int | None) -
                     digest.update(card)
             _add(digest, file, hdu.start, hdu.span)
     return Fingerprint(digest.hexdigest(), scope, status.st_size, status.st_mtime_ns)
+
+
+def _wanted(path: Path, file: BinaryIO, size: int, ifu: int | None) -> list[_Hdu]:
+    """HDUs of a file; that it is truncated behind those of the IFU in question does no harm."""
+    found = []
+    try:
+        for hdu in _hdus(path, file, size):
+            found.append(hdu)  # noqa: PERF402
+    except InputError:
+        if ifu is None or not any(hdu.ifu == ifu for hdu in found[1:]):
+            raise
+    return found
 
 
 def _is_fits(file: BinaryIO) -> bool:
