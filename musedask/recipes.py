@@ -141,6 +141,7 @@ def _format(*choices: str) -> Parameter:
     return Parameter("format", str, "Cube", "Type of output file format.", choices)
 
 
+_FORMAT = _format("Cube", "Euro3D", "xCube", "xEuro3D")
 _SDP_FORMAT = _format("Cube", "Euro3D", "xCube", "xEuro3D", "sdpCube")
 
 
@@ -211,13 +212,11 @@ def _per_ifu(tag: str, when: str | None = None, mode: FrameMode = "master", list
     return Product(tag, mode, when, per_ifu=True, listed_as=listed_as)
 
 
-def _cube(tag: str, when: str | None = None) -> tuple[Product, Product]:
-    """A cube and its images."""
-    found = "a filter is chosen"
-    return (
-        Product(tag, "master", when),
-        Product("IMAGE_FOV", "sequence", " and ".join(filter(None, (when, "format=Cube|Euro3D|sdpCube", found)))),
-    )
+def _cube(tag: str, form: Parameter, when: str | None = None) -> tuple[Product, Product]:
+    """A cube and its images, which some formats have in the same file."""
+    formats = "|".join(c for c in form.choices if not c.startswith("x"))
+    images = " and ".join(filter(None, (when, f"format={formats}", "a filter is chosen")))
+    return Product(tag, "master", when), Product("IMAGE_FOV", "sequence", images)
 
 
 def _basic(tag: str) -> tuple[Product, ...]:
@@ -711,7 +710,7 @@ SCIPOST = Recipe(
         _optional("SKY_MASK"),
     ),
     (
-        *_cube("DATACUBE_FINAL", "save=cube"),
+        *_cube("DATACUBE_FINAL", _SDP_FORMAT, "save=cube"),
         Product("OBJECT_RESAMPLED", "master", "save=stacked"),
         Product("PIXTABLE_REDUCED", "dateobs", "save=individual"),
         Product("PIXTABLE_POSITIONED", "dateobs", "save=positioned"),
@@ -807,10 +806,10 @@ MAKE_CUBE = Recipe(
     "muse_scipost_make_cube",
     "Make the datacube of one pixel table.",
     (_raw("PIXTABLE_OBJECT", 1), _optional("FILTER_LIST"), _optional("OUTPUT_WCS")),
-    (*_cube("DATACUBE_FINAL"), Product("OBJECT_RESAMPLED", "master", "stacked")),
+    (*_cube("DATACUBE_FINAL", _FORMAT), Product("OBJECT_RESAMPLED", "master", "stacked")),
     (
         *_RANGE,
-        *_grid(15.0, "0.8,0.8", _format("Cube", "Euro3D", "xCube", "xEuro3D")),
+        *_grid(15.0, "0.8,0.8", _FORMAT),
         Parameter("stacked", bool, False, "Also write a stacked two-dimensional image."),
         _FILTER,
     ),
@@ -899,7 +898,7 @@ EXP_COMBINE = Recipe(
         _optional("FILTER_LIST"),
         _optional("OUTPUT_WCS"),
     ),
-    (*_cube("DATACUBE_FINAL", "save=cube"), Product("PIXTABLE_COMBINED", "master", "save=combined")),
+    (*_cube("DATACUBE_FINAL", _SDP_FORMAT, "save=cube"), Product("PIXTABLE_COMBINED", "master", "save=combined")),
     (
         Parameter("save", str, "cube", "Select output product(s) to save: cube and/or combined (comma-separated)."),
         *_grid(10.0, "0.6,0.6", _SDP_FORMAT),
