@@ -15,6 +15,7 @@ import click
 from ._version import __version__
 from .cli_products import badpix, product
 from .cli_recipe import recipe
+from .cli_run import run as recipe_run
 from .cube.params import EXTRA
 from .errors import MusedaskError
 from .recipe import Parameter
@@ -329,6 +330,7 @@ def cube_filter(
 
 
 main.add_command(recipe)
+recipe.add_command(recipe_run)
 main.add_command(badpix)
 main.add_command(product)
 

@@ -7,25 +7,14 @@ from typing import Any
 
 import click
 
-from .recipe import Parameter, Recipe
+from .cli_recipe import RecipeCommand
+from .recipe import Recipe
 
 _FILE = click.Path(path_type=Path)
 
 
-def _option(parameter: Parameter) -> click.Option:
-    names = [f"--{parameter.name}"]
-    if "_" in parameter.name:
-        names.append("--" + parameter.name.replace("_", "-"))
-    kind: Any = click.Choice(parameter.choices) if parameter.choices else parameter.type
-    default = parameter.to_card(parameter.default) if parameter.default != "" else "none"
-    return click.Option(
-        [*names, parameter.name], type=kind, default=None, metavar="BOOL" if parameter.type is bool else None,
-        help=f"{parameter.help}  [default: {default}]",
-    )  # fmt: skip
-
-
 def _common() -> list[click.Parameter]:
-    """Arguments that all recipes have."""
+    """Arguments and options that all recipes have."""
     return [
         click.Argument(["sofs"], nargs=-1, required=True, type=_FILE, metavar="SOF..."),
         click.Option(
@@ -53,28 +42,11 @@ def _common() -> list[click.Parameter]:
     ]  # fmt: skip
 
 
-class _RecipeCommand(click.Command):
-    """Takes truth values as esorex does (``--trace=false``, ``--samples``), and ``--no-trace`` as well."""
-
-    def __init__(self, recipe: Recipe) -> None:
-        self._switches = {p.name for p in recipe.parameters if p.type is bool}
-        super().__init__(
-            recipe.name, params=[*_common(), *map(_option, recipe.parameters)], help=_help(recipe),
-            callback=lambda **options: _run(recipe, **options),
-        )  # fmt: skip
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Give bare switches their values before they can take the next word for one."""
-        place = args.index("--") if "--" in args else len(args)
-        return super().parse_args(ctx, [self._with_value(arg) for arg in args[:place]] + args[place:])
-
-    def _with_value(self, arg: str) -> str:
-        name = arg.removeprefix("--").replace("-", "_")
-        if arg.startswith("--") and name in self._switches:
-            return f"--{name}=true"
-        if arg.startswith("--no-") and name.removeprefix("no_") in self._switches:
-            return f"--{name.removeprefix('no_')}=false"
-        return arg
+def _command(recipe: Recipe) -> click.Command:
+    return RecipeCommand(
+        recipe, name=recipe.name, params=_common(), help=_help(recipe), short_help=recipe.synopsis,
+        callback=lambda **options: _run(recipe, **options),
+    )  # fmt: skip
 
 
 def _help(recipe: Recipe) -> str:
@@ -115,7 +87,7 @@ class _Run(click.Group):
         from .recipes import get_recipe
 
         try:
-            return _RecipeCommand(get_recipe(name))
+            return _command(get_recipe(name))
         except InputError as error:
             raise click.UsageError(str(error), ctx) from error
 

@@ -17,7 +17,7 @@ from musedask import run_recipe
 from musedask.calib.child import run_child
 from musedask.calib.esorex import Messages, child_environment, command_line, find_installation, write_frames
 from musedask.calib.provenance import read_record
-from musedask.cli_run import run as run_command
+from musedask.cli import main
 from musedask.errors import InputError, OutputExistsError, RecipeError
 from musedask.io.sof import Frame, read_sof
 from musedask.recipes import get_recipe
@@ -389,8 +389,10 @@ def test_threads_of_the_child():
 
 
 def invoke(*args):
-    result = CliRunner().invoke(run_command, [str(a) for a in args])
-    return result.exit_code, result.output, result.exception
+    """Exit status and output of ``musedask recipe run``."""
+    result = CliRunner().invoke(main, ["recipe", "run", *(str(a) for a in args)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
+    return result.exit_code, result.output
 
 
 def test_command(fake, frames, tmp_path):
@@ -398,35 +400,37 @@ def test_command(fake, frames, tmp_path):
     sof.write_text("".join(f"{f.path} {f.tag}\n" for f in frames))
     out = tmp_path / "out"
     common = ["muse_bias", sof, "--engine", "esorex", "--esorex", fake.path, "--output-dir", out]
-    code, text, _ = invoke(*common, "--dry-run", "--nifu", 2, "--ovscsigma", 15)
+    code, text = invoke(*common, "--dry-run", "--nifu", 2, "--ovscsigma", 15)
     assert code == 0 and "1 IFU" in text and "--nifu=2" in text and "--ovscsigma=15.0" in text and "sof" in text
     assert not out.exists()
-    code, _, _ = invoke(*common, "--ifus", "1,3", "--merge")
+    code, text = invoke(*common, "--ifus", "1,3", "--merge")
     assert code == 0 and [p.name for p in out.glob("*.fits")] == ["MASTER_BIAS.fits"]
-    code, _, _ = invoke(*common, "--nifu=-1", "--merge=false")
+    assert "muse_bias: 2 of 2 done" in text and "warning: IFU 1: quadrant 1 of IFU 01 is warm" in text
+    code, _ = invoke(*common, "--nifu=-1", "--merge=false")
     assert code == 0 and len(list(out.glob("MASTER_BIAS-*.fits"))) == 3
     assert "--merge=false" in (fake.folder / "arguments").read_text()
-    code, _, _ = invoke(*common, "--no-merge")
-    assert code == 0
     fake.mode("fail", 2)
-    code, _, error = invoke(*common)
-    assert code != 0 and isinstance(error, RecipeError) and "IFU 2" in str(error)
+    code, text = invoke(*common)
+    assert code == 1 and text.count("Error: ") == 1
+    assert "Error: muse_bias failed for 1 of 3 IFUs, the others are finished:\n  IFU 2: Required 3, found 2" in text
 
 
 @pytest.mark.parametrize(
-    "args, word",
+    "args, code, word",
     [
-        (["muse_bia", "x.sof"], "muse_bias"),
-        (["bias"], "SOF"),
-        (["bias", "x.sof", "--combine", "mode"], "sigclip"),
-        (["bias", "x.sof", "--ovscsigma", "many"], "ovscsigma"),
-        (["bias", "x.sof", "--merge=perhaps"], "merge"),
-        (["bias", "x.sof", "--nosuch", "1"], "nosuch"),
+        (["muse_bia", "x.sof"], 2, "muse_bias"),
+        (["bias"], 2, "SOF"),
+        (["bias", "x.sof"], 1, "x.sof: no such file"),
+        (["bias", "x.sof", "--combine", "mode"], 1, "sigclip"),
+        (["bias", "x.sof", "--ovscsigma", "many"], 1, "ovscsigma"),
+        (["bias", "x.sof", "--merge=perhaps"], 1, "merge"),
+        (["bias", "x.sof", "--nosuch", "1"], 2, "nosuch"),
+        (["bias", "x.sof", "--engine", "fast"], 2, "native"),
     ],
 )
-def test_wrong_command(args, word):
-    code, text, _ = invoke(*args)
-    assert code == 2 and word in text
+def test_wrong_command(args, code, word):
+    found, text = invoke(*args)
+    assert found == code and word in text, text
 
 
 def test_wrong_values(run):
