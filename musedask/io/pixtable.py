@@ -253,6 +253,10 @@ def _image_columns(path: Path, hdus: fits.HDUList) -> tuple[dict[str, Column], i
     columns: dict[str, Column] = {}
     lengths: dict[str, int] = {}
     for hdu in hdus[1:]:
+        if isinstance(hdu, fits.CompImageHDU):
+            raise InputError(
+                f"{path}[{hdu.name}]: a compressed image found; uncompress it with funpack"
+            )
         if not isinstance(hdu, fits.ImageHDU):
             continue
         head = hdu.header

@@ -216,6 +216,8 @@ def get_column(path: Path, hdu: fits.BinTableHDU, column: Column) -> Any:
     """Values of a column as arrays of the type that the format says."""
     extension = str(hdu.header.get("EXTNAME", "")).strip() or "table"
     label = f"{path}[{extension}]"
+    if hdu.header.get("ZTABLE"):
+        raise InputError(f"{label}: a compressed table found, which cannot be read; uncompress it with funpack")
     names = hdu.columns.names
     if column.name not in names:
         if column.optional:
