@@ -223,7 +223,7 @@ class Recipe:
     parameters : tuple of Parameter
         In the order of the reference pipeline.
     alternative : tuple of Input
-        What takes the place of `inputs` where frames of its raw tags are given, and none of those of `inputs`.
+        What takes the place of `inputs` as soon as frames of its raw tags are given.
     """
 
     name: str

@@ -563,6 +563,7 @@ SCIBASIC = Recipe(
         *_basic("STD"),
         *_basic("SKY"),
         *_basic("ASTROMETRY"),
+        _per_ifu("REDUCED_RED", "saveimage and REDUCED frames are given", "dateobs", listed_as=""),
         _per_ifu("REDUCED_RESAMPLED", "resample and REDUCED frames are given", "dateobs"),
         _per_ifu("PIXTABLE_REDUCED", "REDUCED frames are given", "dateobs"),
     ),

@@ -85,6 +85,7 @@ TAGS: dict[str, str] = {
     **{f"{tag}_RED": f"Corrected image of a detector, of {what}." for tag, what in _EXPOSED.items()},
     **{f"{tag}_RESAMPLED": f"Image of {what} with straight lines." for tag, what in _EXPOSED.items()},
     **{f"PIXTABLE_{tag}": f"Pixel table of {what}." for tag, what in _EXPOSED.items()},
+    "REDUCED_RED": "The corrected image that was given.",
     "REDUCED_RESAMPLED": "Image with straight lines.",
     "PIXTABLE_REDUCED": "Pixel table of an exposure, calibrated.",
     "PIXTABLE_POSITIONED": "Pixel table of an exposure, calibrated and placed on the sky.",

@@ -34,6 +34,12 @@ def ifus_of(recipe: Recipe, frames: Iterable[Frame]) -> list[int]:
     """
     frames = list(frames)
     raws = _raw_frames(recipe, frames)
+    inputs = _inputs(recipe, raws)
+    ignored = [f for f in raws if not any(i.tag == f.tag for i in inputs)]
+    if ignored:
+        tags = ", ".join(dict.fromkeys(f.tag for f in ignored))
+        log.warning("%s works on %s alone if there are such frames; left out: %s", recipe.name, inputs[0].tag, tags)
+        raws = [f for f in raws if f not in ignored]
     found, dead = _find_ifus(raws if recipe.raw_tags else [f for f in frames if recipe.input(f.tag)])
     if not found:
         names = _names(raws or frames)
@@ -108,15 +114,11 @@ def _raw_frames(recipe: Recipe, frames: Sequence[Frame]) -> list[Frame]:
     return raws
 
 
-def _inputs(recipe: Recipe, raws: Sequence[Frame]) -> list[Input]:
-    """What is needed for the raw frames that there are; the stricter of two declarations of a tag."""
+def _inputs(recipe: Recipe, raws: Sequence[Frame]) -> tuple[Input, ...]:
+    """What is needed for the raw frames that there are."""
     tags = {f.tag for f in raws}
-    sets = [s for s in (recipe.inputs, recipe.alternative) if any(i.group == "raw" and i.tag in tags for i in s)]
-    merged: dict[str, Input] = {}
-    for i in (i for s in sets or [recipe.inputs] for i in s):
-        if i.tag not in merged or i.minimum > merged[i.tag].minimum:
-            merged[i.tag] = i
-    return list(merged.values())
+    other = any(i.group == "raw" and i.tag in tags for i in recipe.alternative)
+    return recipe.alternative if other else recipe.inputs
 
 
 def _is_dead(channels: Channels, ifu: int) -> bool:

@@ -215,13 +215,16 @@ def test_nothing_to_work_on(make, raws):
         ifus_of(FLAT, [make("FLAT", "x.fits", "DATA")])
 
 
-def test_second_set_of_inputs(make):
+def test_second_set_of_inputs(make, warnings):
     reduced = masters(make, 1, "REDUCED", "TRACE_TABLE", "WAVECAL_TABLE")
     frames = [*reduced, make("GEOMETRY_TABLE", "g.fits")]
     assert check_frames(SCIBASIC, frames, 1) == frames and ifus_of(SCIBASIC, frames) == [1]
-    raw = make("OBJECT", "o.fits", "CHAN01")
-    with pytest.raises(InputError, match="MASTER_BIAS: expected 1, found none"):
-        check_frames(SCIBASIC, [*frames, raw], 1)
+    assert not warnings.messages
+    mixed = [make("OBJECT", "o.fits", "CHAN01", "CHAN02"), *frames]
+    assert check_frames(SCIBASIC, mixed, 1) == frames and ifus_of(SCIBASIC, mixed) == [1]
+    assert warnings.messages == ["muse_scibasic works on REDUCED alone if there are such frames; left out: OBJECT"]
+    with pytest.raises(InputError, match="muse_scibasic, IFU 1: TRACE_TABLE: expected 1, found none"):
+        check_frames(SCIBASIC, [f for f in mixed if f.tag != "TRACE_TABLE"], 1)
 
 
 def test_recipe_that_can_do_without_raw_frames(make):
