@@ -636,8 +636,7 @@ def run_call(call: Call, cancelled: Callable[[], bool] | None = None) -> CallRec
     given_up = cancelled or _task_given_up()
     folder: Path | None = None
     try:
-        call.scratch.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=call.name.replace(" ", "-") + ".", dir=call.scratch))
+        folder = _call_folder(call)
         record.inputs = [FileRecord.of(frame, call.ifu) for frame in call.frames]
         record.threads = call.threads or _worker_threads(call.engine)
         record.log = os.fspath(call.logs / f"{call.stem}.log")
@@ -667,6 +666,15 @@ def run_call(call: Call, cancelled: Callable[[], bool] | None = None) -> CallRec
         except (MusedaskError, OSError) as error:
             record.warnings.append(f"its record could not be written: {error}")
     return record
+
+
+def _call_folder(call: Call) -> Path:
+    """Make the folder of a call; on another machine with a disk of its own that of the run is not there."""
+    name = call.name.replace(" ", "-")
+    if call.scratch.is_dir():
+        return Path(tempfile.mkdtemp(prefix=f"{name}.", dir=call.scratch))
+    call.scratch.parent.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=f"{call.scratch.name}.{name}.", dir=call.scratch.parent))
 
 
 def _run_esorex(call: Call, record: CallRecord, folder: Path, given_up: Callable[[], bool]) -> list[Frame]:
