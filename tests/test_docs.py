@@ -90,9 +90,11 @@ def parse(command_line):
         while arguments and arguments[0] in ("-v", "-q"):
             arguments.pop(0)
         name = arguments.pop(0) if arguments else ""
-        if name not in command.commands:
+        # those of recipes are made when they are asked for
+        found = command.get_command(click.Context(command), name)
+        if found is None:
             raise click.UsageError(f"no such command: {name!r}")
-        command = command.commands[name]
+        command = found
     command.make_context(command.name, arguments)
 
 
