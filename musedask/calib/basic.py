@@ -1,13 +1,15 @@
 """Basic processing of the raw frames of one IFU: what all recipes on raw data begin with.
 
-Raw images stay 16-bit numbers; everything else is done for a few rows at a time, from the raw numbers to the
-combined image, so that no image of an input is ever held in full, unless it is asked for.
+Raw images stay 16-bit numbers; everything else is done row by row, from the raw numbers to the combined image, so
+that no image of an input is ever held in full, unless it is asked for.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,20 +19,32 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..io.calibrations import read_badpix_table
-from ..io.ccd import Ccd, drop_scans, read_ccd, read_parameters, read_setup
+from ..io.ccd import Ccd, NonLinearity, drop_scans, read_ccd, read_nonlinearity, read_parameters, read_setup
 from ..io.headers import float32_card, float64_card, set_card
 from ..io.muse_image import MuseImage, read_muse_image
-from ..io.raw import read_raw
+from ..io.raw_read import RawCards, read_image
 from ..io.sof import Frame
 from . import detector
-from .combination import BAND, CombineParams, combine_rows, kernel_arguments
-from .detector import Overscan, OverscanParams
+from .combination import CombineParams, kernel_arguments
+from .detector import Overscan, OverscanParams, Setup
 from .statistics import Statistics, image_statistics
 from .task import Task
 
 log = logging.getLogger("musedask")
 
 _OVSC = "ESO DRS MUSE OVSC"
+#: raw frames that stay in adu
+_IN_ADU = ("BIAS", "LINGAIN_LAMP_OFF", "LINGAIN_LAMP_ON")
+#: raw frames without light, whose deviation from linearity is not corrected
+_UNLIT = ("BIAS", "DARK")
+#: environment variables of the reference that switch off the uses of a NONLINEARITY_GAIN
+_SKIP_GAIN, _SKIP_CURVE = "MUSE_BASICPROC_SKIP_GAIN_OVERRIDE", "MUSE_BASICPROC_SKIP_NONLIN_CORR"
+_KEYWORDS = {
+    "binning": "ESO DET BINX and BINY",
+    "read_id": "ESO DET READ CURID",
+    "chip": "ESO DET CHIP NAME and ID",
+    "mode": "ESO INS MODE",
+}
 
 
 @dataclass(eq=False)
@@ -54,22 +68,21 @@ class Processed:
 
 @dataclass(eq=False)
 class RawFrame:
-    """A raw image of one IFU, and what follows from it alone.
+    """What is known of a raw image of one IFU, besides its pixels.
 
     Attributes
     ----------
     frame : Frame
-    header : astropy.io.fits.Header
+    cards : RawCards
     ccd : Ccd
-    raw : ndarray of uint16
-        [adu]
-    rows, columns, flags : ndarray
-        Pixels known to be bad, on the raw image from 0, and their qualities.
     saturated : int
+        Number of saturated pixels of the raw image.
     medians : list of float
         Of the data of each quadrant [adu], where asked for.
     overscan : list of Overscan
         Of the quadrants of outputs 1 to 4.
+    level : list of (float, float)
+        Mean and standard deviation of the overscans to go into the header, if they are not those measured.
     shift : ndarray of float32, shape (n, 4)
         Levels that are added after the overscan, one after the other [adu].
     extra : ndarray of float32, shape (4,)
@@ -77,17 +90,67 @@ class RawFrame:
     """
 
     frame: Frame
-    header: fits.Header
+    cards: RawCards
     ccd: Ccd
-    raw: NDArray[np.uint16]
-    rows: NDArray[np.int64]
-    columns: NDArray[np.int64]
-    flags: NDArray[np.int32]
     saturated: int
     medians: list[float]
     overscan: list[Overscan]
+    level: list[tuple[float, float]] = field(default_factory=list)
     shift: NDArray[np.float32] = field(default_factory=lambda: np.zeros((0, 4), np.float32))
     extra: NDArray[np.float32] = field(default_factory=lambda: np.zeros(4, np.float32))
+
+    def header(self) -> fits.Header:
+        """Cards of the frame without those of the scans, with those of its overscan."""
+        header = self.cards.header()
+        drop_scans(header)
+        for port in self.ccd.ports:
+            set_card(header, f"ESO DET OUT{port.number} GAIN", port.gain)
+        levels = self.level or [(o.mean, o.stdev) for o in self.overscan]
+        for n, (mean, stdev) in enumerate(levels, 1):
+            set_card(header, f"{_OVSC}{n} MEAN", float32_card(mean))
+            set_card(header, f"{_OVSC}{n} STDEV", float32_card(stdev))
+        for n, overscan in enumerate(self.overscan, 1):
+            if len(overscan.coefficients):
+                set_card(header, f"{_OVSC}{n} POLY NCOEFF", len(overscan.coefficients))
+                for i, c in enumerate(overscan.coefficients):
+                    set_card(header, f"{_OVSC}{n} POLY Y{i}", float64_card(c))
+        return header
+
+
+# --- reading ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class KnownPixels:
+    """Pixels known to be bad: rows and columns on the raw image, from 0, and qualities."""
+
+    y: NDArray[np.int64]
+    x: NDArray[np.int64]
+    flags: NDArray[np.int32]
+
+    def flag(self, flags: NDArray[np.int32], rows: slice, columns: slice) -> None:
+        """Add the qualities to those of a section of the raw image."""
+        inside = (self.y >= rows.start) & (self.y < rows.stop) & (self.x >= columns.start) & (self.x < columns.stop)
+        if inside.any():
+            np.bitwise_or.at(
+                flags, (self.y[inside] - rows.start, self.x[inside] - columns.start), self.flags[inside]
+            )
+
+    def trimmed(self, ccd: Ccd) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
+        """In the form of `detector.Setup`, on the image without scans."""
+        y, x, flags = [], [], []
+        for port in ccd.ports:
+            (rows, columns), (own_rows, own_columns) = ccd.data(port), ccd.trimmed(port)
+            inside = (
+                (self.y >= rows.start) & (self.y < rows.stop) & (self.x >= columns.start) & (self.x < columns.stop)
+            )
+            y.append(self.y[inside] - rows.start + own_rows.start)
+            x.append(self.x[inside] - columns.start + own_columns.start)
+            flags.append(self.flags[inside])
+        found = np.concatenate(y)
+        order = np.argsort(found, kind="stable")
+        start = np.searchsorted(found[order], np.arange(ccd.shape[0] + 1))
+        return start.astype(np.int64), np.concatenate(x)[order], np.concatenate(flags)[order]
 
 
 def overscan_params(task: Task) -> OverscanParams:
@@ -96,7 +159,27 @@ def overscan_params(task: Task) -> OverscanParams:
     return detector.parse_overscan(v["overscan"], v["ovscreject"], v["ovscsigma"], v["ovscignore"])
 
 
-def load_frame(task: Task, frame: Frame, params: OverscanParams, *, medians: bool = False) -> RawFrame:
+def known_pixels(task: Task) -> KnownPixels:
+    """Bad pixels of all tables of a task."""
+    y, x, flags = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.int32)]
+    for frame in task.tagged("BADPIX_TABLE"):
+        table = read_badpix_table(frame.path).get(_ifu(task))
+        if table is not None:
+            y.append(table.y.astype(np.int64) - 1)
+            x.append(table.x.astype(np.int64) - 1)
+            flags.append(table.status)
+    return KnownPixels(np.concatenate(y), np.concatenate(x), np.concatenate(flags))
+
+
+def load_frame(
+    task: Task,
+    frame: Frame,
+    params: OverscanParams,
+    known: KnownPixels,
+    *,
+    medians: bool = False,
+    out: NDArray[np.uint16] | None = None,
+) -> tuple[RawFrame, NDArray[np.uint16]]:
     """Read a raw frame and measure its overscan.
 
     Parameters
@@ -104,8 +187,17 @@ def load_frame(task: Task, frame: Frame, params: OverscanParams, *, medians: boo
     task : Task
     frame : Frame
     params : OverscanParams
+    known : KnownPixels
     medians : bool
         Whether to take the medians of the quadrants.
+    out : ndarray of uint16, optional
+        Where to put the image.
+
+    Returns
+    -------
+    frame : RawFrame
+    image : ndarray of uint16, shape (ny, nx)
+        Raw [adu].
 
     Raises
     ------
@@ -113,55 +205,40 @@ def load_frame(task: Task, frame: Frame, params: OverscanParams, *, medians: boo
         If the file is damaged, or its header does not describe the image.
     """
     ifu = _ifu(task)
-    header, raw = read_raw(frame.path, ifu, merge=True)
-    ccd = read_ccd(header, frame.path)
-    params = _possible(params, ccd, frame)
+    cards, raw, saturated = read_image(frame.path, ifu, out)
+    ccd = read_ccd(cards, frame.path)
     if raw.shape != ccd.raw_shape:
         raise InputError(
             f"{frame.path}: CHAN{ifu:02d} of shape {raw.shape} found, its ESO DET OUTn cards say {ccd.raw_shape}"
         )
-    rows, columns, flags = _bad_pixels(task, ifu, raw.shape)
-    saturated = int(detector.count_saturated(raw))
     share = saturated / raw.size
     if share > 0.001:
         log.warning("%s: %d pixels of CHAN%02d (%.2f %%) are saturated", frame.path, saturated, ifu, 100 * share)
-    dense = None
-    if len(rows):
-        dense = np.zeros(raw.shape, np.int32)
-        np.bitwise_or.at(dense, (rows, columns), flags)
+    params = _possible(params, ccd, frame)
     levels = []
-    middles = []
     for port in ccd.ports:
         sections = ccd.strips(port, params.ignore)
-        strips = tuple(np.ascontiguousarray(raw[s]) for s in sections)
-        own = []
-        for strip, section in zip(strips, sections, strict=True):
-            flag = np.where((strip > detector.HIGH_LIMIT) | (strip < detector.LOW_LIMIT), detector.DQ_SATURATED, 0)
-            flag = flag.astype(np.int32)
-            if dense is not None:
-                flag |= dense[section]
-            own.append(flag)
-        mean, stdev = detector.overscan_statistics((strips[0], strips[1]), (own[0], own[1]), params)
+        strips = [np.ascontiguousarray(raw[s]) for s in sections]
+        flags = []
+        for strip, (rows, columns) in zip(strips, sections, strict=True):
+            bad = (strip > detector.HIGH_LIMIT) | (strip < detector.LOW_LIMIT)
+            flag = np.where(bad, np.int32(detector.DQ_SATURATED), np.int32(0))
+            known.flag(flag, rows, columns)
+            flags.append(flag)
+        mean, stdev = detector.overscan_statistics((strips[0], strips[1]), (flags[0], flags[1]), params)
+        if not np.isfinite(mean):
+            raise InputError(f"{frame.path}: no pixel of the overscan of quadrant {port.number} is good")
+        coefficients, level = np.empty(0), np.empty(0)
         if params.method == "vpoly":
             region = ccd.region(port)[0]
             coefficients, level = detector.fit_overscan(
-                strips[1], own[1], sections[1][0].start + 1, (region.start + 1, region.stop), params
+                strips[1], flags[1], sections[1][0].start + 1, (region.start + 1, region.stop), params
             )
-            levels.append(Overscan(mean, stdev, coefficients, level))
-        else:
-            levels.append(Overscan(mean, stdev))
-        if medians:
-            middles.append(detector.quadrant_median(raw[ccd.data(port)]))
-    for n, overscan in enumerate(levels, 1):
-        set_card(header, f"{_OVSC}{n} MEAN", float32_card(overscan.mean))
-        set_card(header, f"{_OVSC}{n} STDEV", float32_card(overscan.stdev))
-    for n, overscan in enumerate(levels, 1):
-        if len(overscan.coefficients):
-            set_card(header, f"{_OVSC}{n} POLY NCOEFF", len(overscan.coefficients))
-            for i, c in enumerate(overscan.coefficients):
-                set_card(header, f"{_OVSC}{n} POLY Y{i}", float64_card(c))
-    drop_scans(header)
-    return RawFrame(frame, header, ccd, raw, rows, columns, flags, saturated, middles, levels)
+            if not np.isfinite(coefficients).all():
+                raise InputError(f"{frame.path}: the overscan along y of quadrant {port.number} has no good pixel")
+        levels.append(Overscan(mean, stdev, coefficients, level))
+    middles = [detector.quadrant_median(raw[ccd.data(port)]) for port in ccd.ports] if medians else []
+    return RawFrame(frame, cards, ccd, saturated, middles, levels), raw
 
 
 def _possible(params: OverscanParams, ccd: Ccd, frame: Frame) -> OverscanParams:
@@ -169,7 +246,8 @@ def _possible(params: OverscanParams, ccd: Ccd, frame: Frame) -> OverscanParams:
     if params.reject != "dcr" or (params.xbox <= min(ccd.nx, ccd.ny) and params.ybox <= min(ccd.overscan)):
         return params
     log.warning(
-        "%s: ovscreject boxes of %d x %d pixels do not fit overscans of %d x %d pixels beside %d x %d; nothing is rejected",
+        "%s: boxes of %d x %d pixels (ovscreject) do not fit overscans of %d and %d pixels of quadrants of %d x %d; "
+        "nothing is rejected",
         frame.path, params.xbox, params.ybox, *ccd.overscan, ccd.nx, ccd.ny,
     )  # fmt: skip
     return replace(params, reject="none")
@@ -181,38 +259,21 @@ def _ifu(task: Task) -> int:
     return task.ifu
 
 
-def _bad_pixels(
-    task: Task, ifu: int, shape: tuple[int, ...]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
-    """Rows and columns (from 0) and qualities of the pixels of all tables."""
-    y, x, status = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.int32)]
-    for frame in task.tagged("BADPIX_TABLE"):
-        table = read_badpix_table(frame.path).get(ifu)
-        if table is not None:
-            inside = (table.x >= 1) & (table.x <= shape[1]) & (table.y >= 1) & (table.y <= shape[0])
-            y.append(table.y[inside].astype(np.int64) - 1)
-            x.append(table.x[inside].astype(np.int64) - 1)
-            status.append(table.status[inside])
-    return np.concatenate(y), np.concatenate(x), np.concatenate(status)
-
-
 # --- masters ---------------------------------------------------------------------------------------
-
-_NO_FLOAT = np.empty((0, 0), np.float32)
-_NO_INT = np.empty((0, 0), np.int32)
 
 
 @dataclass(eq=False)
 class Masters:
-    """Master calibrations that are applied."""
+    """Calibrations that are applied."""
 
     bias: MuseImage | None = None
     dark: MuseImage | None = None
     flat: MuseImage | None = None
+    linearity: NonLinearity | None = None
 
 
 def load_masters(task: Task, ccd: Ccd) -> Masters:
-    """Read the masters of a task and check that they fit the raw frames.
+    """Read the calibrations of a task that basic processing applies, and check that they fit the raw frames.
 
     Raises
     ------
@@ -222,9 +283,7 @@ def load_masters(task: Task, ccd: Ccd) -> Masters:
     masters = Masters()
     for name in ("bias", "dark", "flat"):
         tag = f"MASTER_{name.upper()}"
-        if task.recipe.input(tag) is None:
-            continue
-        path = task.path(tag)
+        path = None if task.recipe.input(tag) is None else task.path(tag)
         if path is None:
             continue
         image = read_muse_image(path, ifu=_ifu(task))
@@ -233,159 +292,195 @@ def load_masters(task: Task, ccd: Ccd) -> Masters:
         if image.dq is None or image.stat is None:
             raise InputError(f"{path}: there is no DQ or no STAT, expected both in a {tag}")
         setup = read_setup(image.header)
-        expected: dict[str, Any] = {"binning": ccd.binning}
-        if name == "bias":
-            expected |= {"read_id": ccd.read_id, "chip": ccd.chip}
-        if name == "flat":
-            expected["mode"] = ccd.mode
-        for key, value in expected.items():
-            if setup[key] != value:
-                raise InputError(f"{path}: {_KEYWORDS[key]} {setup[key]} found, the raw frames have {value}")
+        needed = {"bias": ("binning", "read_id", "chip"), "flat": ("binning", "mode")}.get(name, ("binning",))
+        for key in needed:
+            if setup[key] != getattr(ccd, key):
+                raise InputError(
+                    f"{path}: {_KEYWORDS[key]} {setup[key]} found in the {tag}, expected {getattr(ccd, key)} as in the "
+                    "raw frames"
+                )
+        if name == "dark" and not (setup["exptime"] or 0) > 0:
+            raise InputError(f"{path}: EXPTIME {setup['exptime']} found, expected a positive number in a MASTER_DARK")
         setattr(masters, name, image)
+    if task.recipe.input("NONLINEARITY_GAIN") is not None:
+        path = task.path("NONLINEARITY_GAIN")
+        if path is not None:
+            masters.linearity = read_nonlinearity(path, _ifu(task))
     return masters
-
-
-_KEYWORDS = {
-    "binning": "ESO DET BINX, BINY",
-    "read_id": "ESO DET READ CURID",
-    "chip": "ESO DET CHIP NAME, ID",
-    "mode": "ESO INS MODE",
-}
 
 
 # --- processing ------------------------------------------------------------------------------------
 
+_NO_FLOAT = np.empty((0, 0), np.float32)
+_NO_INT = np.empty((0, 0), np.int32)
+
 
 class Series:
-    """Raw frames of one IFU, ready to be processed rows by rows.
+    """Raw frames of one IFU, ready to be processed row by row.
 
     Parameters
     ----------
     task : Task
     frames : sequence of RawFrame
+    raw : ndarray of uint16, shape (n, ny, nx)
+    known : KnownPixels
     masters : Masters
     scale : bool
         Whether to scale all to the exposure time of the first.
     """
 
-    def __init__(self, task: Task, frames: Sequence[RawFrame], masters: Masters, *, scale: bool = False) -> None:
+    def __init__(
+        self,
+        task: Task,
+        frames: Sequence[RawFrame],
+        raw: NDArray[np.uint16],
+        known: KnownPixels,
+        masters: Masters,
+        *,
+        scale: bool = False,
+    ) -> None:
         self.frames = list(frames)
-        self.masters = masters
         self.ccd = frames[0].ccd
-        self.to_count = masters.bias is not None
-        self.scale = [1.0] * len(frames)
-        if scale:
-            times = [f.ccd.exptime for f in frames]
-            for k, time in enumerate(times):
-                if not time or not times[0]:
-                    raise InputError(f"{frames[k].frame.path}: EXPTIME {time} found, expected a positive number")
-                self.scale[k] = times[0] / time
+        self.n_threads = max(1, task.n_threads)
+        self.unit = "adu" if frames[0].frame.tag in _IN_ADU else "count"
+        self._raw = raw
+        tag = frames[0].frame.tag
+        ccd, n = self.ccd, len(frames)
+        order = [p.number - 1 for p in sorted(ccd.ports, key=lambda p: (p.top, p.right))]
+        first_row, first_column = (
+            np.array([ccd.data(ccd.ports[p])[axis].start - ccd.trimmed(ccd.ports[p])[axis].start for p in pair])
+            for axis, pair in ((0, (order[0], order[2])), (1, (order[0], order[1])))
+        )
+        levels = np.zeros((n, 2, ccd.shape[0]))
+        for k, frame in enumerate(frames):
+            for port, overscan in zip(ccd.ports, frame.overscan, strict=True):
+                if len(overscan.levels):
+                    rows, region = ccd.data(port)[0], ccd.region(port)[0]
+                    levels[k, int(port.right), ccd.trimmed(port)[0]] = overscan.levels[
+                        rows.start - region.start : rows.stop - region.start
+                    ]
+        times = [frame.ccd.exptime for frame in frames]
+        dark_time = 1.0 if masters.dark is None else float(masters.dark.header["EXPTIME"])
+        factors = np.ones((2, n))
+        for k, frame in enumerate(frames):
+            time = times[k]
+            if (scale or masters.dark is not None) and (time is None or (scale and time <= 0)):
+                raise InputError(f"{frame.frame.path}: EXPTIME {time} found, expected a positive number")
+            factors[0, k] = (time or 0.0) / dark_time
+            if scale:
+                factors[1, k] = (times[0] or 0.0) / (time or 1.0)
+        curve, curve_range = np.empty((0, 0)), np.empty((0, 0))
+        if masters.linearity is not None and tag not in _UNLIT and _SKIP_CURVE not in os.environ:
+            curve, curve_range = masters.linearity.coefficients[order], masters.linearity.limits[order]
+        bad_start, bad_x, bad_flags = known.trimmed(ccd)
 
-    @property
-    def unit(self) -> str:
-        """Unit of the processed data."""
-        return "count" if self.to_count else "adu"
+        def parts(image: MuseImage | None) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+            if image is None:
+                return _NO_FLOAT, _NO_FLOAT, _NO_INT
+            assert image.stat is not None and image.dq is not None
+            return image.data, image.stat, image.dq
+
+        steps = max(len(frame.shift) for frame in frames)
+        shift = np.zeros((n, steps, 4), np.float32)
+        for k, frame in enumerate(frames):
+            shift[k, : len(frame.shift)] = frame.shift[:, order]
+        self._setup = tuple(
+            Setup(
+                ccd.nx,
+                ccd.ny,
+                first_row.astype(np.int64),
+                np.array([first_column[0], first_column[1] + ccd.nx], np.int64),
+                levels,
+                shift,
+                np.array([frame.extra[order] for frame in frames], np.float32),
+                np.array([ccd.ports[p].gain for p in order]),
+                self.unit == "count",
+                curve,
+                curve_range,
+                bad_start,
+                bad_x,
+                bad_flags,
+                *parts(masters.bias),
+                *parts(masters.dark),
+                factors[0],
+                *parts(masters.flat),
+                factors[1],
+            )
+        )
+        self._order = order
 
     def rows(
         self, k: int, y0: int, y1: int, data: NDArray[np.float32], stat: NDArray[np.float32], dq: NDArray[np.int32]
     ) -> None:
-        """Process rows of a frame, all of them in the upper or lower quadrants.
+        """Process rows of a frame.
 
         Parameters
         ----------
         k : int
             Number of the frame.
         y0, y1 : int
-            First row and the one after the last, on the image without scans.
+            First row of the image without scans, and the one after the last.
         data, stat, dq : ndarray, shape (y1 - y0, nx)
-            Filled.
+            Are filled.
         """
-        f = self.frames[k]
-        ccd = f.ccd
-        top = y0 >= ccd.ny
-        ports = {p.right: p for p in ccd.ports if p.top == top}
-        offset = ccd.data(ports[False])[0].start - ccd.trimmed(ports[False])[0].start
-        raw_rows = slice(y0 + offset, y1 + offset)
-        x0 = np.array([ccd.data(ports[side])[1].start for side in (False, True)], np.int64)
-        base = ccd.region(ports[False])[0].start
-        levels = []
-        for side in (False, True):
-            level = f.overscan[ports[side].number - 1].levels
-            levels.append(level[y0 + offset - base : y1 + offset - base] if len(level) else np.zeros(y1 - y0))
-        shift = f.shift[:, [ports[side].number - 1 for side in (False, True)]]
-        extra = f.extra[[ports[side].number - 1 for side in (False, True)]]
-        gain = np.array([ports[side].gain if self.to_count else 0.0 for side in (False, True)])
-        dq[:] = 0
-        if len(f.rows):
-            inside = (f.rows >= raw_rows.start) & (f.rows < raw_rows.stop)
-            for side in (False, True):
-                x = f.columns - x0[int(side)]
-                use = inside & (x >= 0) & (x < ccd.nx)
-                np.bitwise_or.at(dq, (f.rows[use] - raw_rows.start, x[use] + ccd.nx * int(side)), f.flags[use])
-        rows = slice(y0, y1)
-
-        def parts(image: MuseImage | None) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-            if image is None:
-                return _NO_FLOAT, _NO_FLOAT, _NO_INT
-            assert image.stat is not None and image.dq is not None
-            return image.data[rows], image.stat[rows], image.dq[rows]
-
-        dark_scale = 1.0
-        if self.masters.dark is not None:
-            dark_scale = (ccd.exptime or 0.0) / float(self.masters.dark.header["EXPTIME"])
-        detector.correct_rows(
-            f.raw[raw_rows], 0, x0, levels[0], levels[1], shift, extra, gain, *parts(self.masters.bias),
-            *parts(self.masters.dark), dark_scale, *parts(self.masters.flat), self.scale[k], data, stat, dq,
-        )  # fmt: skip
-
-    def bands(self) -> list[tuple[int, int]]:
-        """Rows of bands that do not cross from the lower to the upper quadrants."""
-        ny = self.ccd.ny
-        return [(y, min(y + BAND, end)) for start, end in ((0, ny), (ny, 2 * ny)) for y in range(start, end, BAND)]
+        detector.correct(self._raw, k, y0, y1, self._setup, data, stat, dq)
 
     def image(self, k: int) -> MuseImage:
         """Process one frame."""
-        data, stat = np.empty((2, *self.ccd.shape), np.float32)
-        dq = np.empty(self.ccd.shape, np.int32)
-        for y0, y1 in self.bands():
-            self.rows(k, y0, y1, data[y0:y1], stat[y0:y1], dq[y0:y1])
-        return MuseImage(data, dq, stat, self.unit, self.frames[k].header.copy())
+        data, stat, dq = self._empty()
+        self._in_bands(lambda y0, y1: self.rows(k, y0, y1, data[y0:y1], stat[y0:y1], dq[y0:y1]))
+        return MuseImage(data, dq, stat, self.unit, self.frames[k].header())
 
     def combine(self, params: CombineParams, variance: NDArray[np.float32] | None = None) -> MuseImage:
-        """Process and combine all.
+        """Process all and combine them; a single one stays as it is.
 
         Parameters
         ----------
         params : CombineParams
         variance : ndarray of float32, shape (4,), optional
-            Instead of that of each pixel, by output.
+            By output, instead of that of each pixel.
         """
         if len(self.frames) == 1 and variance is None:
             return self.image(0)
-        n = len(self.frames)
-        arguments = kernel_arguments(params, n)
-        data, stat = np.empty((2, *self.ccd.shape), np.float32)
-        dq = np.empty(self.ccd.shape, np.int32)
-        nx = data.shape[1]
-        buffers = [np.zeros((n, BAND, nx), t) for t in (np.float32, np.float32, np.int32)]
-        for y0, y1 in self.bands():
-            m = y1 - y0
-            for k in range(n):
-                self.rows(k, y0, y1, *(b[k, :m] for b in buffers))
-            if variance is not None:
-                for port in self.ccd.ports:
-                    if port.top == (y0 >= self.ccd.ny):
-                        buffers[1][:, :, self.ccd.trimmed(port)[1]] = variance[port.number - 1]
-            combine_rows(
-                *(np.ascontiguousarray(b[:, :m]).reshape(n, m * nx) for b in buffers),
-                *(a[y0:y1].reshape(-1) for a in (data, stat, dq)),
-                *arguments,
+        arguments = kernel_arguments(params, len(self.frames))
+        fixed = np.empty(0, np.float32) if variance is None else np.ascontiguousarray(variance[self._order])
+        data, stat, dq = self._empty()
+        self._in_bands(
+            lambda y0, y1: detector.correct_and_combine(
+                self._raw, y0, y1, self._setup, fixed, data, stat, dq, *arguments
             )
-        return MuseImage(data, dq, stat, self.unit, self.frames[0].header.copy())
+        )
+        return MuseImage(data, dq, stat, self.unit, self.frames[0].header())
+
+    def _empty(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]:
+        shape = self.ccd.shape
+        return np.empty(shape, np.float32), np.empty(shape, np.float32), np.empty(shape, np.int32)
+
+    def _in_bands(self, function: Callable[[int, int], None]) -> None:
+        ny, n = self.ccd.shape[0], self.n_threads
+        edges = [ny * i // n for i in range(n + 1)]
+        _each(lambda i: function(edges[i], edges[i + 1]), n, n)
+
+
+def _each(function: Callable[[int], Any], n: int, n_threads: int) -> list[Any]:
+    """Call a function for 0 to n - 1, in threads if there are several."""
+    if n_threads == 1 or n == 1:
+        return [function(i) for i in range(n)]
+    with ThreadPoolExecutor(min(n, n_threads)) as pool:
+        return list(pool.map(function, range(n)))
 
 
 def load_series(task: Task, frames: Sequence[Frame], *, scale: bool = False, medians: bool = False) -> Series:
     """Read raw frames and masters of one IFU; frames that do not fit the first are left out with a warning.
+
+    Parameters
+    ----------
+    task : Task
+    frames : sequence of Frame
+    scale : bool
+        Whether to scale all to the exposure time of the first.
+    medians : bool
+        Whether to take the medians of the quadrants of the raw images.
 
     Raises
     ------
@@ -394,48 +489,66 @@ def load_series(task: Task, frames: Sequence[Frame], *, scale: bool = False, med
     """
     if not frames:
         raise InputError(f"{task.recipe.name}: no raw frame found, expected at least one")
-    params = overscan_params(task)
-    loaded: list[RawFrame] = []
-    for frame in frames:
-        found = load_frame(task, frame, params, medians=medians)
-        wrong = None if not loaded else _deviation(found, loaded[0])
+    params, known = overscan_params(task), known_pixels(task)
+    first, image = load_frame(task, frames[0], params, known, medians=medians)
+    raw = np.empty((len(frames), *image.shape), np.uint16)
+    raw[0] = image
+    del image
+
+    def load(i: int) -> RawFrame:
+        return load_frame(task, frames[i + 1], params, known, medians=medians, out=raw[i + 1])[0]
+
+    loaded = [first]
+    for i, frame in enumerate(_each(load, len(frames) - 1, task.n_threads), 1):
+        wrong = _deviation(frame, first)
         if wrong is None:
-            loaded.append(found)
+            if len(loaded) < i:
+                raw[len(loaded)] = raw[i]
+            loaded.append(frame)
         else:
-            log.warning("%s: %s; it is left out", frame.path, wrong)
+            log.warning("%s: %s; it is left out", frame.frame.path, wrong)
+    masters = load_masters(task, first.ccd)
+    if masters.linearity is not None and _SKIP_GAIN not in os.environ:
+        for frame in loaded:
+            ports = zip(frame.ccd.ports, masters.linearity.gains, strict=True)
+            frame.ccd = replace(frame.ccd, ports=tuple(replace(p, gain=g) for p, g in ports))
     if frames[0].tag == "BIAS":
         _compare_levels(loaded, params)
-    masters = load_masters(task, loaded[0].ccd)
     if masters.bias is not None:
         _compare_with_bias(task, loaded, masters.bias, params)
-    return Series(task, loaded, masters, scale=scale)
+    return Series(task, loaded, raw[: len(loaded)], known, masters, scale=scale)
+
+
+def _deviation(frame: RawFrame, first: RawFrame) -> str | None:
+    for key in ("binning", "read_id", "chip"):
+        found, expected = getattr(frame.ccd, key), getattr(first.ccd, key)
+        if found != expected:
+            return f"{_KEYWORDS[key]} {found} found, expected {expected} as in {first.frame.path}"
+    return None
 
 
 def _compare_levels(frames: Sequence[RawFrame], params: OverscanParams) -> None:
     """Compare the overscan levels of biases, and adjust them, as far as the overscan itself is not subtracted."""
     first = frames[0]
-    n = len(frames)
     if params.method == "none":
         for port, reference in zip(first.ccd.ports, first.overscan, strict=True):
             for frame in frames[1:]:
                 mean = frame.overscan[port.number - 1].mean
                 if abs(mean - reference.mean) > params.sigma * reference.stdev:
                     raise InputError(
-                        f"{frame.frame.path}: overscan level {mean:.2f} of quadrant {port.number} found, expected that of "
-                        f"{first.frame.path}, {reference.mean:.2f}, within {params.sigma:g} times {reference.stdev:.2f} adu"
+                        f"{frame.frame.path}: overscan level {mean:.2f} adu of quadrant {port.number} found, expected "
+                        f"{reference.mean:.2f} +/- {params.sigma:g} x {reference.stdev:.2f} as in {first.frame.path}"
                     )
-        for number in range(1, 5):
-            found = [f.overscan[number - 1] for f in frames]
+        for number in range(4):
+            found = [f.overscan[number] for f in frames]
             # that of the mean, with the scatter of the means about the first
-            stdev = np.sqrt(sum(o.stdev**2 + (o.mean - found[0].mean) ** 2 for o in found)) / n
-            set_card(first.header, f"{_OVSC}{number} MEAN", float32_card(sum(o.mean for o in found) / n))
-            set_card(first.header, f"{_OVSC}{number} STDEV", float32_card(float(stdev)))
+            square = sum(o.stdev**2 + (o.mean - found[0].mean) ** 2 for o in found)
+            first.level.append((sum(o.mean for o in found) / len(found), float(np.sqrt(square)) / len(found)))
     elif params.method == "offset":
         # the reference moves the first image to the level of each other in turn, so in the end to that of the last
         means = np.array([[o.mean for o in f.overscan] for f in frames], np.float32)
         first.shift = np.diff(means, axis=0)
-        for number, mean in enumerate(means[-1], 1):
-            set_card(first.header, f"{_OVSC}{number} MEAN", float32_card(float(mean)))
+        first.level = [(float(m), o.stdev) for m, o in zip(means[-1], first.overscan, strict=True)]
 
 
 def _compare_with_bias(
@@ -443,45 +556,42 @@ def _compare_with_bias(
 ) -> None:
     """Compare the overscan levels of raw frames with those of the master bias; adjust them with ``offset``."""
     path = task.path("MASTER_BIAS")
-    keys = ("overscan", "ovscreject", "ovscsigma", "ovscignore")
     recorded = read_parameters(bias.header)
     differing = [
         f"{key} {recorded[key]}"
-        for key in keys
+        for key in ("overscan", "ovscreject", "ovscsigma", "ovscignore")
         if key in recorded and recorded[key] != task.recipe.parameter(key).to_card(task.values[key])
     ]
     if differing:
         log.warning("%s: made with other overscan parameters: %s", path, ", ".join(differing))
-    for number, port in enumerate(frames[0].ccd.ports, 1):
+    levels = []
+    for number in range(1, 5):
         keywords = f"{_OVSC}{number} MEAN", f"{_OVSC}{number} STDEV"
-        if any(k not in bias.header for k in keywords):
-            raise InputError(f"{path}: there is no {keywords[0]} or {keywords[1]}, expected both in a MASTER_BIAS")
-        mean, stdev = (float(bias.header[k]) for k in keywords)
+        missing = [k for k in keywords if k not in bias.header]
+        if missing:
+            raise InputError(f"{path}: there is no {' and no '.join(missing)}, expected both in a MASTER_BIAS")
+        levels.append((float(bias.header[keywords[0]]), float(bias.header[keywords[1]])))
+    for frame in frames:
+        if params.method == "offset":
+            means = np.array([o.mean for o in frame.overscan], np.float32)
+            frame.shift = (np.array([mean for mean, _ in levels], np.float32) - means)[None]
+            variance = [
+                (stdev**2 + own.stdev**2) / port.gain
+                for (_, stdev), own, port in zip(levels, frame.overscan, frame.ccd.ports, strict=True)
+            ]
+            frame.extra = np.array(variance, np.float32)
+            frame.level = [(mean, own.stdev) for (mean, _), own in zip(levels, frame.overscan, strict=True)]
+            continue
         factor = 100.0 if params.method == "vpoly" else params.sigma
-        for frame in frames:
-            own = frame.overscan[number - 1]
-            if params.method == "offset":
-                shift = np.float32(mean) - np.float32(own.mean)
-                frame.shift = np.resize(frame.shift, (1, 4))
-                frame.shift[0, number - 1] = shift
-                frame.extra[number - 1] = (stdev**2 + own.stdev**2) / port.gain
-                set_card(frame.header, keywords[0], float32_card(mean))
-            elif abs(own.mean - mean) > factor * stdev:
+        for number, ((mean, stdev), own) in enumerate(zip(levels, frame.overscan, strict=True), 1):
+            if abs(own.mean - mean) > factor * stdev:
                 text = (
-                    f"{frame.frame.path}: overscan level {own.mean:.2f} of quadrant {number} found, expected that of "
-                    f"{path}, {mean:.2f}, within {factor:g} times {stdev:.2f} adu"
+                    f"{frame.frame.path}: overscan level {own.mean:.2f} adu of quadrant {number} found, expected "
+                    f"{mean:.2f} +/- {factor:g} x {stdev:.2f} as in {path}"
                 )
                 if params.method == "vpoly":
                     raise InputError(text)
                 log.warning("%s", text)
-
-
-def _deviation(frame: RawFrame, first: RawFrame) -> str | None:
-    for key in ("binning", "read_id", "chip"):
-        a, b = getattr(frame.ccd, key), getattr(first.ccd, key)
-        if a != b:
-            return f"{_KEYWORDS[key]} {a} found, {b} in {first.frame.path}"
-    return None
 
 
 def process(
@@ -494,8 +604,8 @@ def process(
 ) -> Processed:
     """Process the raw frames of one IFU and combine them.
 
-    Bad pixels, saturation, overscan, trimming; then bias, conversion to counts, dark and flat, as far as the
-    recipe takes them and the task has them.
+    Bad pixels, saturation, overscan, trimming; then bias, linearity, conversion to counts, dark and flat, as far
+    as the recipe takes them and the task has them.
 
     Parameters
     ----------

@@ -6,6 +6,7 @@ Pure functions of arrays; "section" is a pair of slices, rows first.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..instrument import DQ_COSMICRAY
+from .combination import combine_rows
 
 FloatArray = NDArray[np.float64]
 
@@ -233,6 +235,34 @@ class Overscan:
     levels: FloatArray = field(default_factory=lambda: np.empty(0))
 
 
+@njit(nogil=True, cache=True)
+def _moments(strip, flags, reference):  # type: ignore[no-untyped-def]
+    """Number, sum and sum of squares of the differences of good pixels from a reference."""
+    n = 0
+    total = 0.0
+    square = 0.0
+    for y in range(strip.shape[0]):
+        for x in range(strip.shape[1]):
+            if flags[y, x] == 0:
+                v = np.float64(strip[y, x]) - reference
+                n += 1
+                total += v
+                square += v * v
+    return n, total, square
+
+
+@njit(nogil=True, cache=True)
+def _reject(strip, flags, level, limit):  # type: ignore[no-untyped-def]
+    """Mark good pixels whose distance from the level of their row is `limit` or more; returns their number."""
+    found = 0
+    for y in range(strip.shape[0]):
+        for x in range(strip.shape[1]):
+            if flags[y, x] == 0 and abs(strip[y, x] - level[y]) >= limit:
+                flags[y, x] = -1
+                found += 1
+    return found
+
+
 def overscan_statistics(
     strips: tuple[NDArray[np.uint16], NDArray[np.uint16]],
     flags: tuple[NDArray[np.int32], NDArray[np.int32]],
@@ -251,7 +281,7 @@ def overscan_statistics(
     Returns
     -------
     mean, stdev : float
-        [adu]
+        [adu]; NaN if no pixel is good.
     """
     if params.reject == "dcr":
         for strip, flag, (xbox, ybox) in zip(
@@ -260,18 +290,42 @@ def overscan_statistics(
             find_cosmics(
                 strip, flag, min(xbox, strip.shape[1]), min(ybox, strip.shape[0]), params.npass, params.threshold
             )
-    values = np.concatenate(
-        [strip[flag == 0].astype(np.float64) for strip, flag in zip(strips, flags, strict=True)]
-    )
+    reference = float(strips[1][0, 0])
     if params.reject == "fit":
-        while True:
-            mean = values.mean()
-            mse = np.mean((values - mean) ** 2)
-            keep = np.abs(values - mean) < params.threshold * np.sqrt(mse)
-            if mse == 0 or keep.all():
-                return float(mean), float(np.sqrt(mse))
-            values = values[keep]
-    return float(values.mean()), float(values.std(ddof=1))
+        flags = (flags[0].copy(), flags[1].copy())
+    while True:
+        parts = [_moments(strip, flag, reference) for strip, flag in zip(strips, flags, strict=True)]
+        n, total, square = (sum(values) for values in zip(*parts, strict=True))
+        if n == 0:
+            return float("nan"), float("nan")
+        mean, scatter = reference + total / n, max(square - total * total / n, 0.0)
+        if params.reject != "fit":
+            return mean, float(np.sqrt(scatter / max(n - 1, 1)))
+        rms = float(np.sqrt(scatter / n))
+        rejected = 0
+        if rms > 0:
+            for strip, flag in zip(strips, flags, strict=True):
+                rejected += _reject(strip, flag, np.full(len(strip), mean), params.threshold * rms)
+        if not rejected:
+            return mean, rms
+
+
+@njit(nogil=True, cache=True)
+def _row_sums(strip, flags, reference):  # type: ignore[no-untyped-def]
+    """Of each row: number, sum and sum of squares of good pixels, and their extremes, from a reference."""
+    out = np.zeros((5, strip.shape[0]))
+    for y in range(strip.shape[0]):
+        low, high = np.inf, -np.inf
+        for x in range(strip.shape[1]):
+            if flags[y, x] == 0:
+                v = np.float64(strip[y, x]) - reference
+                out[0, y] += 1.0
+                out[1, y] += v
+                out[2, y] += v * v
+                low = min(low, v)
+                high = max(high, v)
+        out[3, y], out[4, y] = low, high
+    return out
 
 
 def fit_overscan(
@@ -295,75 +349,90 @@ def fit_overscan(
     Returns
     -------
     coefficients : ndarray of float64
-        Ascending powers of the number of the row.
+        Ascending powers of the number of the row; NaN if there are not enough good pixels.
     levels : ndarray of float64
         At `rows` [adu].
     """
-    good = flags == 0
-    values = strip.astype(np.float64)
+    from numpy.polynomial import legendre, polynomial
+
     number = row0 + np.arange(len(strip))
     middle, half = 0.5 * (rows[0] + rows[1]), 0.5 * (rows[1] - rows[0]) or 1.0
-    t = (number - middle) / half
-    reference = values[good].mean()
-    values -= reference
+    reference = float(strip[0, 0])
+    basis = legendre.legvander((number - middle) / half, params.order)
+    sums = _row_sums(strip, flags, reference)
 
-    def solve(order: int, good: NDArray[np.bool_]) -> tuple[FloatArray, float]:
-        count = good.sum(axis=1)
-        total = np.where(good, values, 0.0).sum(axis=1)
-        used = count > 0
-        basis = np.polynomial.legendre.legvander(t[used], order)
-        weight = np.sqrt(count[used])
-        solution = np.linalg.lstsq(basis * weight[:, None], total[used] / weight, rcond=None)[0]
-        residual = (values - np.polynomial.legendre.legval(t, solution)[:, None])[good]
-        return solution, float(np.sum(residual**2))
+    def equations() -> tuple[FloatArray, FloatArray]:
+        return np.asarray((basis * sums[0][:, None]).T @ basis), np.asarray(basis.T @ sums[1])
 
-    n = int(good.sum())
+    def solve(order: int) -> tuple[FloatArray, float]:
+        """Coefficients and sum of the squared residuals of all good pixels."""
+        m = order + 1
+        solution = np.asarray(np.linalg.lstsq(gram[:m, :m], right[:m], rcond=None)[0], np.float64)
+        level = basis[:, :m] @ solution
+        count, total, square = sums[:3]
+        mean = total / np.maximum(count, 1.0)
+        return solution, float(np.sum(square - total * mean) + np.sum(count * (mean - level) ** 2))
+
+    n = sums[0].sum()
+    if n < 2:
+        return np.full(1, np.nan), np.full(rows[1] - rows[0] + 1, np.nan)
+    gram, right = equations()
     before = None
     selected = 0
     for order in range(params.order + 1):
-        square = solve(order, good)[1]
+        if n <= order + 1:
+            break
+        square = solve(order)[1]
         rms, chisq = np.sqrt(square / n), square / (n - order - 1)
         selected = order
-        if before is not None and before[0] / rms < params.frms and before[1] / chisq < params.fchisq:
+        if before is not None and (rms == 0 or (before[0] / rms < params.frms and before[1] / chisq < params.fchisq)):
             break
         before = rms, chisq
+    flags = flags.copy()
     while True:
-        solution, square = solve(selected, good)
-        rms = np.sqrt(square / good.sum())
-        residual = np.abs(values - np.polynomial.legendre.legval(t, solution)[:, None])
-        keep = good & (residual < params.sigma * rms)
-        if rms == 0 or keep.sum() == good.sum():
+        solution, square = solve(selected)
+        level = basis[:, : selected + 1] @ solution
+        limit = params.sigma * np.sqrt(square / sums[0].sum())
+        used = sums[0] > 0
+        extremes = np.maximum(np.abs(sums[3] - level)[used], np.abs(sums[4] - level)[used])
+        # exactly on a level: nothing to reject
+        if limit == 0 or extremes.max() < limit or not _reject(strip, flags, level + reference, limit):
             break
-        good = keep
+        sums = _row_sums(strip, flags, reference)
+        gram, right = equations()
     wanted = np.arange(rows[0], rows[1] + 1)
-    levels = np.polynomial.legendre.legval((wanted - middle) / half, solution) + reference
-    in_t = np.polynomial.legendre.leg2poly(solution)
-    out = np.zeros(1)
-    for c in in_t[::-1]:
-        out = np.polynomial.polynomial.polyadd(np.polynomial.polynomial.polymul(out, [-middle / half, 1 / half]), [c])
-    out = np.pad(out, (0, max(0, selected + 1 - len(out))))[: selected + 1]
-    out[0] += reference
-    return out, levels
+    levels = legendre.legval((wanted - middle) / half, solution) + reference
+    coefficients = np.zeros(1)
+    for c in legendre.leg2poly(solution)[::-1]:
+        coefficients = polynomial.polyadd(polynomial.polymul(coefficients, [-middle / half, 1 / half]), [c])
+    coefficients = np.pad(coefficients, (0, max(0, selected + 1 - len(coefficients))))[: selected + 1]
+    coefficients[0] += reference
+    return coefficients, levels
 
 
 # --- saturation ------------------------------------------------------------------------------------
 
 
 @njit(nogil=True, cache=True)
-def count_saturated(raw):  # type: ignore[no-untyped-def]
-    """Number of saturated pixels of a raw image."""
-    n = 0
+def _histogram(raw):  # type: ignore[no-untyped-def]
+    # several in turn: neighbours often have equal values, and to add to the same number twice takes its time
+    counts = np.zeros((4, 65536), np.int32)
     for y in range(raw.shape[0]):
-        for x in range(raw.shape[1]):
-            v = raw[y, x]
-            n += (v > HIGH_LIMIT) | (v < LOW_LIMIT)
-    return n
+        row = raw[y]
+        n = row.size // 4 * 4
+        for x in range(0, n, 4):
+            counts[0, row[x]] += 1
+            counts[1, row[x + 1]] += 1
+            counts[2, row[x + 2]] += 1
+            counts[3, row[x + 3]] += 1
+        for x in range(n, row.size):
+            counts[0, row[x]] += 1
+    return counts
 
 
-def quadrant_median(raw: NDArray[np.uint16], good: NDArray[np.bool_] | None = None) -> float:
+def quadrant_median(raw: NDArray[np.uint16]) -> float:
     """Median of a section of a raw image."""
-    counts = np.bincount((raw if good is None else raw[good]).ravel(), minlength=65536)
-    total = np.cumsum(counts)
+    total = np.cumsum(_histogram(raw).sum(axis=0))
     n = int(total[-1])
     low, high = np.searchsorted(total, [(n - 1) // 2, n // 2], side="right")
     return 0.5 * (float(low) + float(high))
@@ -372,77 +441,253 @@ def quadrant_median(raw: NDArray[np.uint16], good: NDArray[np.bool_] | None = No
 # --- rows ------------------------------------------------------------------------------------------
 
 
-@njit(nogil=True, cache=True)
-def correct_rows(
-    raw, y, x0, left, right, shift, extra, gain, bias, bias_stat, bias_dq, dark, dark_stat, dark_dq, dark_scale, flat,
-    flat_stat, flat_dq, scale, data, stat, dq,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+@njit(nogil=True, cache=True, error_model="numpy")
+def _level(raw, level, data, dq):  # type: ignore[no-untyped-def]
+    """Subtract the level of a row, flag what is saturated."""
+    bad = 0
+    for i in range(raw.size):
+        value = raw[i]
+        bad += (value > HIGH_LIMIT) | (value < LOW_LIMIT)
+        data[i] = np.float64(value) - level
+    if bad:
+        for i in range(raw.size):
+            if (raw[i] > HIGH_LIMIT) | (raw[i] < LOW_LIMIT):
+                dq[i] |= DQ_SATURATED
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _subtract_bias(data, stat, dq, bias, bias_stat, bias_dq, gain, shift, extra):  # type: ignore[no-untyped-def]
+    """Variance of the photons, from the data before their level is shifted; then the bias."""
+    for i in range(data.size):
+        s = np.float32(np.float32(data[i] - bias[i]) / gain)
+        stat[i] = np.float32(TINY if s <= 0 else s) + extra
+    for k in range(shift.size):
+        for i in range(data.size):
+            data[i] += shift[k]
+    for i in range(data.size):
+        data[i] -= bias[i]
+        stat[i] += bias_stat[i]
+        dq[i] |= bias_dq[i]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _linearise(data, stat, coefficients, low, high):  # type: ignore[no-untyped-def]
+    """Divide by one plus a polynomial of the logarithm, which goes on as a straight line beyond its limits."""
+    order = coefficients.size - 1
+    edges = np.empty((2, 2))
+    for side in range(2):
+        x = low if side == 0 else high
+        value, slope = 0.0, 0.0
+        for j in range(order, -1, -1):
+            slope = slope * x + value
+            value = value * x + coefficients[j]
+        edges[side, 0], edges[side, 1] = value, slope
+    for i in range(data.size):
+        if data[i] > 0:
+            x = np.log10(np.float64(data[i]))
+            if x < low:
+                p = edges[0, 0] + (x - low) * edges[0, 1]
+            elif x > high:
+                p = edges[1, 0] + (x - high) * edges[1, 1]
+            else:
+                p = 0.0
+                for j in range(order, -1, -1):
+                    p = p * x + coefficients[j]
+            factor = 1.0 / (1.0 + p)
+            data[i] = data[i] * factor
+            stat[i] = stat[i] * (factor * factor)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _multiply(data, stat, factor):  # type: ignore[no-untyped-def]
+    square = factor * factor
+    for i in range(data.size):
+        data[i] = data[i] * factor
+        stat[i] = stat[i] * square
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _scale(data, stat, factor):  # type: ignore[no-untyped-def]
+    f, square = np.float32(factor), np.float32(factor * factor)
+    for i in range(data.size):
+        data[i] *= f
+        stat[i] *= square
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _subtract_dark(data, stat, dq, dark, dark_stat, dark_dq, factor):  # type: ignore[no-untyped-def]
+    f, square = np.float32(factor), np.float32(factor * factor)
+    for i in range(data.size):
+        data[i] -= dark[i] * f
+        stat[i] += dark_stat[i] * square
+        dq[i] |= dark_dq[i]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _divide_flat(data, stat, dq, flat, flat_stat, flat_dq):  # type: ignore[no-untyped-def]
+    for i in range(data.size):
+        f, d = np.float64(flat[i]), np.float64(data[i])
+        square = f * f
+        s = (stat[i] + d * d * flat_stat[i] / square) / square
+        data[i] = d / f if f != 0 else 0.0
+        stat[i] = s if f != 0 else 0.0
+        dq[i] |= flat_dq[i]
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _correct(raw, k, y, s, data, stat, dq):  # type: ignore[no-untyped-def]
+    """Process a row of frame k; `s` is a `Setup` as a tuple."""
+    (
+        nx, ny, first_row, first_column, levels, shift, extra, gain, to_count, curve, curve_range, bad_start, bad_x,
+        bad_flags, bias, bias_stat, bias_dq, dark, dark_stat, dark_dq, dark_factor, flat, flat_stat, flat_dq, scale,
+    ) = s  # fmt: skip
+    half = 1 if y >= ny else 0
+    row = y + first_row[half]
+    dq[:] = 0
+    for j in range(bad_start[y], bad_start[y + 1]):
+        dq[bad_x[j]] |= bad_flags[j]
+    for side in range(2):
+        a, b = side * nx, side * nx + nx
+        n = 2 * half + side
+        d, e, q = data[a:b], stat[a:b], dq[a:b]
+        x = first_column[side]
+        _level(raw[k, row, x : x + nx], levels[k, side, y], d, q)
+        if bias.size:
+            _subtract_bias(
+                d, e, q, bias[y, a:b], bias_stat[y, a:b], bias_dq[y, a:b], gain[n], shift[k, :, n], extra[k, n]
+            )
+        else:
+            e[:] = 0
+            for j in range(shift.shape[1]):
+                d += shift[k, j, n]
+        if curve.size:
+            _linearise(d, e, curve[n], curve_range[n, 0], curve_range[n, 1])
+        if to_count:
+            _multiply(d, e, gain[n])
+    if dark.size:
+        _subtract_dark(data, stat, dq, dark[y], dark_stat[y], dark_dq[y], dark_factor[k])
+    if flat.size:
+        _divide_flat(data, stat, dq, flat[y], flat_stat[y], flat_dq[y])
+    if scale[k] != 1.0:
+        _scale(data, stat, scale[k])
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def correct(raw, k, y0, y1, setup, data, stat, dq):  # type: ignore[no-untyped-def]
     """Process rows of a raw image: level, bias, gain, dark, flat; every step is rounded to float32.
 
     Parameters
     ----------
-    raw : ndarray of uint16, shape (rows, raw columns)
-    y : int
-        Unused rows before: 0.
-    x0 : ndarray of int64, shape (2,)
-        First data column of the left and right quadrants.
-    left, right : ndarray of float64, shape (rows,)
-        Levels to subtract [adu].
-    shift : ndarray of float32, shape (n, 2)
-        Further levels to add one after the other [adu].
-    extra : ndarray of float32, shape (2,)
-        Variance of those levels [adu2].
-    gain : ndarray of float64, shape (2,)
-        [count/adu]; 0: no conversion.
-    bias, bias_stat, bias_dq, dark, dark_stat, dark_dq, flat, flat_stat, flat_dq : ndarray, shape (rows, columns)
-        Masters; of no rows where there is none.
-    dark_scale : float
-    scale : float
-        Factor at the end.
-    data, stat, dq : ndarray, shape (rows, columns)
-        Filled; `dq` has the qualities that are known already.
+    raw : ndarray of uint16, shape (n, raw rows, raw columns)
+    k : int
+        Which image.
+    y0, y1 : int
+        First row of the image without scans, and the one after the last.
+    setup : tuple
+        See `Setup`.
+    data, stat : ndarray of float32, shape (y1 - y0, columns)
+    dq : ndarray of int32, shape (y1 - y0, columns)
+        Are filled.
     """
-    nx = data.shape[1] // 2
-    steps = shift.shape[0]
-    for r in range(data.shape[0]):
-        for side in range(2):
-            level = left[r] if side == 0 else right[r]
-            g = gain[side]
-            for i in range(nx):
-                x = side * nx + i
-                value = raw[r, x0[side] + i]
-                if value > HIGH_LIMIT or value < LOW_LIMIT:
-                    dq[r, x] |= DQ_SATURATED
-                d = np.float32(np.float64(value) - level)
-                s = np.float32(0)
-                if bias.shape[0]:
-                    # before the level is shifted
-                    s = np.float32(np.float32(d - bias[r, x]) / g)
-                    if s <= 0:
-                        s = TINY
-                    s = np.float32(s + extra[side])
-                for k in range(steps):
-                    d = np.float32(d + shift[k, side])
-                if bias.shape[0]:
-                    d = np.float32(d - bias[r, x])
-                    s = np.float32(s + bias_stat[r, x])
-                    dq[r, x] |= bias_dq[r, x]
-                if g != 0:
-                    d = np.float32(d * g)
-                    s = np.float32(s * (g * g))
-                if dark.shape[0]:
-                    d = np.float32(d - np.float32(dark[r, x] * dark_scale))
-                    s = np.float32(s + np.float32(dark_stat[r, x] * (dark_scale * dark_scale)))
-                    dq[r, x] |= dark_dq[r, x]
-                if flat.shape[0]:
-                    f = flat[r, x]
-                    fs = np.float64(flat_stat[r, x])
-                    square = np.float64(f) * f
-                    s = np.float32((s + np.float64(d) * d * fs / square) / square)
-                    d = np.float32(d / f)
-                    dq[r, x] |= flat_dq[r, x]
-                if scale != 1.0:
-                    d = np.float32(d * np.float32(scale))
-                    s = np.float32(s * np.float32(scale * scale))
-                data[r, x] = d
-                stat[r, x] = s
+    for y in range(y0, y1):
+        _correct(raw, k, y, setup, data[y - y0], stat[y - y0], dq[y - y0])
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def correct_and_combine(  # type: ignore[no-untyped-def]
+    raw, y0, y1, setup, fixed, data, stat, dq, pairs, method, nlow, nhigh, nkeep, lsigma, hsigma
+):  # fmt: skip
+    """Process rows of raw images and combine them.
+
+    Parameters
+    ----------
+    raw, y0, y1, setup
+        As of `correct`.
+    fixed : ndarray of float32, shape (4,) or (0,)
+        Variance of all pixels of the quadrants bottom left, bottom right, top left and top right [adu2], instead
+        of that of each pixel.
+    data, stat, dq : ndarray, shape (rows, columns)
+        Their rows `y0` to `y1` are filled.
+    pairs, method, nlow, nhigh, nkeep, lsigma, hsigma
+        As of `combine_rows`.
+    """
+    n, nx = raw.shape[0], setup[0]
+    values, errors = np.empty((n, 2 * nx), np.float32), np.empty((n, 2 * nx), np.float32)
+    flags = np.empty((n, 2 * nx), np.int32)
+    for y in range(y0, y1):
+        for k in range(n):
+            _correct(raw, k, y, setup, values[k], errors[k], flags[k])
+        if fixed.size:
+            half = 2 if y >= setup[1] else 0
+            errors[:, :nx] = fixed[half]
+            errors[:, nx:] = fixed[half + 1]
+        combine_rows(
+            values, errors, flags, data[y], stat[y], dq[y], pairs, method, nlow, nhigh, nkeep, lsigma, hsigma
+        )
+
+
+class Setup(NamedTuple):
+    """What `correct` does to the rows of n raw images of one CCD.
+
+    Numbers of quadrants here: bottom left, bottom right, top left, top right.
+
+    Attributes
+    ----------
+    nx, ny : int
+        Pixels of a quadrant.
+    first_row, first_column : ndarray of int64, shape (2,)
+        What to add to a row to find it in the raw image, in the lower and in the upper half; first columns of the
+        left and the right half.
+    levels : ndarray of float64, shape (n, 2, 2 ny)
+        Levels to subtract in the left and the right half [adu].
+    shift : ndarray of float32, shape (n, steps, 4)
+        Further levels to add one after the other [adu].
+    extra : ndarray of float32, shape (n, 4)
+        Variance of those levels [adu2].
+    gain : ndarray of float64, shape (4,)
+        [count/adu]
+    to_count : bool
+        Whether to convert to counts.
+    curve : ndarray of float64, shape (4, order + 1) or (0, 0)
+        Deviation from linearity, polynomial of the decimal logarithm of the data [adu].
+    curve_range : ndarray of float64, shape (4, 2) or (0, 0)
+        Where it is valid.
+    bad_start : ndarray of int64, shape (2 ny + 1,)
+        Where the known bad pixels of each row begin in the next two.
+    bad_x : ndarray of int64, shape (m,)
+        Their columns.
+    bad_flags : ndarray of int32, shape (m,)
+        Their qualities.
+    bias, bias_stat, bias_dq, dark, dark_stat, dark_dq, flat, flat_stat, flat_dq : ndarray, shape (2 ny, 2 nx) or (0, 0)
+        Master calibrations.
+    dark_factor : ndarray of float64, shape (n,)
+        Exposure times relative to that of the dark.
+    scale : ndarray of float64, shape (n,)
+        Factors at the end.
+    """
+
+    nx: int
+    ny: int
+    first_row: NDArray[np.int64]
+    first_column: NDArray[np.int64]
+    levels: FloatArray
+    shift: NDArray[np.float32]
+    extra: NDArray[np.float32]
+    gain: FloatArray
+    to_count: bool
+    curve: FloatArray
+    curve_range: FloatArray
+    bad_start: NDArray[np.int64]
+    bad_x: NDArray[np.int64]
+    bad_flags: NDArray[np.int32]
+    bias: NDArray[np.float32]
+    bias_stat: NDArray[np.float32]
+    bias_dq: NDArray[np.int32]
+    dark: NDArray[np.float32]
+    dark_stat: NDArray[np.float32]
+    dark_dq: NDArray[np.int32]
+    dark_factor: FloatArray
+    flat: NDArray[np.float32]
+    flat_stat: NDArray[np.float32]
+    flat_dq: NDArray[np.int32]
+    scale: FloatArray

@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
+import numpy as np
 from astropy.io import fits
+from numpy.typing import NDArray
 
 from ..errors import InputError
 from .headers import remove_cards
-from .products import PathLike, channel_number
+from .products import PathLike, channel, channel_number, open_fits
 
 _DET = "ESO DET"
+_NONLIN = "ESO DRS MUSE NONLIN"
+
+
+class Cards(Protocol):
+    """A header, or something like it."""
+
+    def get(self, keyword: str, default: Any = None) -> Any:
+        """Value of a card."""
+
+
 #: rows and columns of an image
 Section = tuple[slice, slice]
 
@@ -135,12 +148,12 @@ class Ccd:
         return (along_x, x), (rows, along_y)
 
 
-def read_ccd(header: fits.Header, path: PathLike = "header") -> Ccd:
+def read_ccd(header: Cards, path: PathLike = "header") -> Ccd:
     """Read the description of a CCD from the merged header of a raw image.
 
     Parameters
     ----------
-    header : astropy.io.fits.Header
+    header : astropy.io.fits.Header or RawCards
         Primary cards and those of the extension.
     path : path-like
         For messages.
@@ -188,7 +201,7 @@ def read_ccd(header: fits.Header, path: PathLike = "header") -> Ccd:
     )
 
 
-def read_setup(header: fits.Header) -> dict[str, Any]:
+def read_setup(header: Cards) -> dict[str, Any]:
     """Read what must agree between exposures and calibrations: the last attributes of `Ccd`."""
     return {
         "binning": _binning(header),
@@ -196,8 +209,58 @@ def read_setup(header: fits.Header) -> dict[str, Any]:
         "read_name": header.get(f"{_DET} READ CURNAME"),
         "chip": (header.get(f"{_DET} CHIP NAME"), header.get(f"{_DET} CHIP ID")),
         "mode": header.get("ESO INS MODE"),
-        "exptime": None if header.get("EXPTIME") is None else float(header["EXPTIME"]),
+        "exptime": None if header.get("EXPTIME") is None else float(header.get("EXPTIME")),
     }
+
+
+@dataclass(frozen=True, eq=False)
+class NonLinearity:
+    """NONLINEARITY_GAIN of an IFU.
+
+    Attributes
+    ----------
+    gains : tuple of float
+        Of outputs 1 to 4 [count/adu].
+    coefficients : ndarray of float64, shape (4, order + 1)
+        Relative deviation of outputs 1 to 4, polynomials of the decimal logarithm of the data [adu].
+    limits : ndarray of float64, shape (4, 2)
+        Range of the logarithm in which they are valid.
+    """
+
+    gains: tuple[float, ...]
+    coefficients: NDArray[np.float64]
+    limits: NDArray[np.float64]
+
+
+def read_nonlinearity(path: PathLike, ifu: int) -> NonLinearity:
+    """Read a NONLINEARITY_GAIN.
+
+    Raises
+    ------
+    InputError
+        If the file, the IFU or a card is missing.
+    """
+    path = Path(path)
+    name = channel(ifu)
+    with open_fits(path) as hdus:
+        found = [hdu.header for hdu in hdus if str(hdu.header.get("EXTNAME", "")).strip() == name]
+    if not found:
+        raise InputError(f"{path}: there is no extension {name}, expected one in a NONLINEARITY_GAIN")
+    header = found[0]
+
+    def get(keyword: str) -> float:
+        value = header.get(keyword)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise InputError(f"{path}[{name}]: {keyword} {value} found, expected a number")
+        return float(value)
+
+    orders = [int(get(f"{_NONLIN}{n} POLY ORDER")) for n in range(1, 5)]
+    coefficients = np.zeros((4, max(orders) + 1))
+    for n, order in enumerate(orders, 1):
+        coefficients[n - 1, : order + 1] = [get(f"{_NONLIN}{n} POLY COEFF{i}") for i in range(order + 1)]
+    limits = [[get(f"{_NONLIN}{n} POLY {end}LIMIT") for end in ("LO", "HI")] for n in range(1, 5)]
+    gains = tuple(get(f"{_DET} OUT{n} GAIN") for n in range(1, 5))
+    return NonLinearity(gains, coefficients, np.array(limits))
 
 
 def drop_scans(header: fits.Header) -> None:
@@ -215,11 +278,11 @@ def read_parameters(header: fits.Header) -> dict[str, str]:
     return found
 
 
-def _binning(header: fits.Header) -> tuple[int, int]:
+def _binning(header: Cards) -> tuple[int, int]:
     return int(header.get(f"{_DET} BINX", 1)), int(header.get(f"{_DET} BINY", 1))
 
 
-def _number(header: fits.Header, keyword: str, path: PathLike) -> int:
+def _number(header: Cards, keyword: str, path: PathLike) -> int:
     value = header.get(keyword)
     if not isinstance(value, int) or isinstance(value, bool):
         raise InputError(f"{path}: {keyword} {value} found, expected a whole number")
