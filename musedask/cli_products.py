@@ -16,9 +16,7 @@ _FILE = click.Path(path_type=Path)
 # musedask.instrument would bring numpy, which takes a while
 _IFU = click.IntRange(1, 24)
 _overwrite = click.option("--overwrite", is_flag=True, help="Replace existing outputs.")
-_table = click.option(
-    "-i", "--table", type=_FILE, default=None, help="BADPIX_TABLE to which the pixels are added."
-)
+_table = click.option("-i", "--table", type=_FILE, default=None, help="BADPIX_TABLE to which the pixels are added.")
 
 
 def _positions(function: Any) -> Any:

@@ -19,7 +19,7 @@ _DETECTOR = re.compile(r"^ESO DET (CHIP|OUT\d+) ")
 
 
 def badpix_header() -> fits.Header:
-    """Primary header of a new BADPIX_TABLE; with ``PIPEFILE`` or ``EXTNAME`` the reference would not take it."""
+    """Primary header of a new BADPIX_TABLE."""
     return product_header(
         "BADPIX_TABLE",
         cards={

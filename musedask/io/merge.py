@@ -219,7 +219,11 @@ def _value(records: Sequence[str], keyword: str) -> Any:
 
 
 def _card(keyword: str, value: Any, comment: str = "") -> str:
-    return str(fits.Card(keyword, value, comment or None))
+    """A card; a comment that does not fit is cut, as CFITSIO does."""
+    text = str(fits.Card(keyword, value)).rstrip()
+    if len(text) > _CARD:
+        return str(fits.Card(keyword, value))
+    return f"{f'{text:30} / {comment}' if comment else text:{_CARD}.{_CARD}}"
 
 
 def _replaced(records: Iterable[str], changes: dict[str, str]) -> list[str]:

@@ -127,7 +127,7 @@ def test_from_dq(tmp_path):
     header = fits.getheader(path, 0)
     assert header["ESO PRO CATG"] == "BADPIX_TABLE" and header["INSTRUME"] == "MUSE"
     assert header["OBJECT"] == "Bad pixel table for MUSE (BADPIX_TABLE)" and header["TELESCOP"] == "ESO-VLT-U4"
-    # what would make it a product, which the reference does not take as a static calibration
+    # nothing of one IFU or of a product
     assert not {"PIPEFILE", "EXTNAME", "ESO DET CHIP NAME", "ESO INS MODE"} & {*header}
 
 
@@ -244,9 +244,7 @@ def test_cards_of_the_reference_image(tmp_path):
     options = {"reference": image, "trimmed": True}
     table = read_badpix_table(badpix_from_region("[30:31,1:1]", 1, 3, tmp_path / "a.fits", **options))
     assert table[3].header["ESO DET CHIP NAME"] == "CCD3" and rows(table[3]) == [(62, 33, 1), (127, 33, 1)]
-    table = read_badpix_table(
-        badpix_from_region("[1:1,1:1]", 1, 3, tmp_path / "b.fits", **options, extension="STAT")
-    )
+    table = read_badpix_table(badpix_from_region("[1:1,1:1]", 1, 3, tmp_path / "b.fits", **options, extension="STAT"))
     assert table[3].header["ESO DET CHIP NAME"] == "CCD3"
     with pytest.raises(InputError, match="there is no extension CHAN04; it has CHAN03, DATA, DQ, STAT"):
         badpix_from_region("[1:1,1:1]", 1, 4, tmp_path / "c.fits", **options)

@@ -276,6 +276,15 @@ def test_compressed_table(tmp_path):
         merge_products([path, other], tmp_path / "m.fits")
 
 
+def test_long_names(tmp_path):
+    """They do not fit into one card."""
+    paths = [trace_file(tmp_path, i) for i in (1, 2)]
+    whole = merge_products(paths, tmp_path / f"{'a' * 80}.fits")
+    assert fits.getheader(whole)["PIPEFILE"] == whole.name
+    assert_sound(whole)
+    assert fits.getheader(split_product(whole)[1])["PIPEFILE"] == f"{'a' * 80}-02.fits"
+
+
 def test_deleting(tmp_path):
     paths = [trace_file(tmp_path, i) for i in (1, 2)]
     whole = merge_products(paths, tmp_path / "TRACE_TABLE.fits", delete=True)
