@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from .. import compute
 from ..errors import InputError, MusedaskError, OutputExistsError, PlanError, RecipeError
 from ..instrument import N_IFUS
-from ..io.sof import Frame, read_sof
+from ..io.sof import Frame, known_frames, read_sof
 from ..recipe import Recipe
 from ..recipes import NATIVE, get_recipe
 from . import esorex as drs
@@ -361,6 +361,8 @@ def plan_recipe(
         if number is not None and not number > 0:
             raise InputError(f"{name} {number} found, expected a positive number")
     given = _given_frames(frames)
+    # it warns of tags that are not known; the others are told if frames are missing
+    known_frames(recipe, given)
     wanted = _wanted_ifus(recipe, given, ifus, values)
     # all that differs from call to call is set below
     pattern = Call(

@@ -203,6 +203,16 @@ def test_frames_missing_for_all(run, frames):
         run(frames=[Frame(f.path, "DARK") for f in frames])
 
 
+def test_wrong_tag(run, frames, caplog):
+    """It is told which tag nobody takes, and what is missing then."""
+    wrong = [Frame(f.path, "BIASS") for f in frames]
+    with caplog.at_level(logging.WARNING), pytest.raises(InputError, match="expected BIAS; there are BIASS"):
+        run(frames=wrong)
+    assert "no recipe takes BIASS (did you mean BIAS?)" in caplog.text
+    with pytest.raises(RecipeError, match="BIAS: expected 3 or more, found 2"):
+        run(frames=[*frames[:2], *wrong])
+
+
 def test_truncated_frame(run, frames, tmp_path):
     """It is told before anything is done."""
     short = tmp_path / "short.fits"
