@@ -13,7 +13,7 @@ from ..io.headers import float32_card, set_card
 from .basic import Series, load_series
 from .combination import CombineParams
 from .detector import DQ_DEADPIXEL, DQ_SATURATED
-from .statistics import image_statistics, median_deviation
+from .statistics import image_statistics, median_deviation, window_starts
 from .task import Made, Task
 
 log = logging.getLogger("musedask")
@@ -62,6 +62,8 @@ def muse_bias(task: Task) -> Iterator[Made]:
 
     for k, frame in enumerate(series.frames, 1):
         qc(f"INPUT{k} NSATURATED", frame.saturated, f"Number of saturated pixels in raw bias {k} in input list")
+    flagged = 0
+    limits = task.values["losigmabadpix"], task.values["hisigmabadpix"]
     windows = f"determined from difference images of each adjacent pair of biases in {_WINDOW} pix windows"
     for port, (ron, error) in zip(ports, noise, strict=True):
         n = port.number
@@ -74,20 +76,15 @@ def muse_bias(task: Task) -> Iterator[Made]:
         qc(f"MASTER{n} STDEV", found.stdev, f"Standard deviation value of master bias in quadrant {n}")
         qc(f"MASTER{n} MIN", found.min, f"Minimum value of master bias in quadrant {n}")
         qc(f"MASTER{n} MAX", found.max, f"Maximum value of master bias in quadrant {n}")
-        x, y = slopes(data)
-        qc(f"MASTER{n} SLOPE X", x, f"[adu/pix] Average horizontal slope of master bias in quadrant {n}")
-        qc(f"MASTER{n} SLOPE Y", y, f"[adu/pix] Average vertical slope of master bias in quadrant {n}")
+        columns, scatter, rows = profiles(data)
+        qc(f"MASTER{n} SLOPE X", slope(columns), f"[adu/pix] Average horizontal slope of master bias in quadrant {n}")
+        qc(f"MASTER{n} SLOPE Y", slope(rows), f"[adu/pix] Average vertical slope of master bias in quadrant {n}")
         levels = np.array([frame.medians[n - 1] for frame in series.frames])
         of = f"of the raw median values of all input files in quadrant {n}"
         qc(f"LEVEL{n} MEAN", float(levels.mean()), f"[adu] Average {of}")
         qc(f"LEVEL{n} STDEV", float(levels.std(ddof=1)), f"[adu] Standard deviation {of}")
         qc(f"LEVEL{n} MEDIAN", float(np.median(levels)), f"[adu] Median {of}")
-    flagged = 0
-    for port, (ron, _) in zip(ports, noise, strict=True):
-        section = series.ccd.trimmed(port)
-        flagged += flag_columns(
-            image.data[section], image.dq[section], ron, task.values["losigmabadpix"], task.values["hisigmabadpix"]
-        )
+        flagged += flag_columns(data, image.dq[series.ccd.trimmed(port)], columns, scatter, ron, *limits)
     qc("MASTER NBADPIX", flagged, "Bad pixels found as part of the bad column search in the master bias")
     saturated = int(np.count_nonzero(image.dq == DQ_SATURATED))
     qc("MASTER NSATURATED", saturated, "Number of saturated pixels in output data")
@@ -127,7 +124,7 @@ def read_noise(series: Series) -> list[tuple[float, float]]:
                 series.rows(k, y, y + height, data, stat, dq)
                 if k > 0:
                     for port in ports:
-                        starts = np.array(_starts(ccd.trimmed(port)[1]))
+                        starts = _starts(ccd.trimmed(port)[1])
                         width = min(_WINDOW, ccd.nx)
                         values = _window_scatter(data, dq, buffers[0][1 - now], buffers[2][1 - now], starts, width)
                         scatter[port.number][k - 1].append(values)
@@ -157,23 +154,57 @@ def _window_scatter(a, a_dq, b, b_dq, starts, width):  # type: ignore[no-untyped
     return out
 
 
-def _starts(section: slice) -> list[int]:
-    size = section.stop - section.start
-    window = min(_WINDOW, size)
-    number = max(1, min(_WINDOWS, size // window))
-    return [int(section.start + i) for i in np.linspace(0, size - window, number)]
+def _starts(section: slice) -> NDArray[np.int64]:
+    return section.start + window_starts(section.stop - section.start, _WINDOW, _WINDOWS)
 
 
-def slopes(data: NDArray[np.float32]) -> tuple[float, float]:
-    """Slopes of straight lines through the means of columns and of rows, per pixel."""
-    found = []
-    for axis in (0, 1):
-        profile = data.mean(axis=axis, dtype=np.float64)
-        found.append(np.polynomial.polynomial.polyfit(np.arange(len(profile)), profile, 1)[1])
-    return float(found[0]), float(found[1])
+@njit(nogil=True, cache=True)
+def profiles(data):  # type: ignore[no-untyped-def]
+    """Means of the columns, their standard deviations, and means of the rows.
+
+    Parameters
+    ----------
+    data : ndarray of float32, shape (ny, nx)
+
+    Returns
+    -------
+    columns, scatter : ndarray of float64, shape (nx,)
+    rows : ndarray of float64, shape (ny,)
+    """
+    ny, nx = data.shape
+    columns, squares, rows = np.zeros(nx), np.zeros(nx), np.zeros(ny)
+    reference = np.float64(data[0, 0])
+    for y in range(ny):
+        row = data[y]
+        for x in range(nx):
+            d = np.float64(row[x]) - reference
+            columns[x] += d
+            squares[x] += d * d
+        total = 0.0
+        for x in range(nx):
+            total += row[x]
+        rows[y] = total / nx
+    for x in range(nx):
+        squares[x] = np.sqrt(max(squares[x] - columns[x] * columns[x] / ny, 0.0) / max(ny - 1, 1))
+        columns[x] = reference + columns[x] / ny
+    return columns, squares, rows
 
 
-def flag_columns(data: NDArray[np.float32], dq: NDArray[np.int32], ron: float, low: float, high: float) -> int:
+def slope(profile: NDArray[np.float64]) -> float:
+    """Slope of the straight line through a profile, per pixel."""
+    x = np.arange(len(profile)) - 0.5 * (len(profile) - 1)
+    return float(x @ profile) / max(float(x @ x), 1.0)
+
+
+def flag_columns(
+    data: NDArray[np.float32],
+    dq: NDArray[np.int32],
+    means: NDArray[np.float64],
+    scatter: NDArray[np.float64],
+    ron: float,
+    low: float,
+    high: float,
+) -> int:
     """Flag bad columns of a quadrant as ``DEADPIXEL``.
 
     Parameters
@@ -182,6 +213,8 @@ def flag_columns(data: NDArray[np.float32], dq: NDArray[np.int32], ron: float, l
         Master bias [adu].
     dq : ndarray of int32, shape (ny, nx)
         Flags are added.
+    means, scatter : ndarray of float64, shape (nx,)
+        Of the columns, see `profiles`.
     ron : float
         [count]; as in the reference it is compared with a scatter in adu.
     low, high : float
@@ -192,8 +225,6 @@ def flag_columns(data: NDArray[np.float32], dq: NDArray[np.int32], ron: float, l
     int
         Number of pixels flagged.
     """
-    means = data.mean(axis=0, dtype=np.float64)
-    scatter = data.std(axis=0, dtype=np.float64, ddof=1)
     median, deviation = median_deviation(means)
     upper, lower = median + high * deviation, median - low * deviation
     flagged = 0

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from ..io.headers import float32_card, set_card
@@ -13,7 +14,7 @@ from ..io.muse_image import MuseImage
 from .basic import process
 from .combination import CombineParams
 from .detector import DQ_DEADPIXEL, DQ_HOTPIXEL, DQ_SATURATED
-from .statistics import image_statistics, median_deviation
+from .statistics import image_median_deviation, image_statistics, window_means
 from .task import Made, Task
 
 log = logging.getLogger("musedask")
@@ -106,15 +107,24 @@ def flag_hot(data: NDArray[np.float32], dq: NDArray[np.int32], sigma: float) -> 
     int
         Number of pixels flagged.
     """
-    good = data[dq == 0]
-    if good.size == 0:
+    median, deviation, lowest, highest = image_median_deviation(data, dq)
+    if not np.isfinite(median):
         return 0
-    median, deviation = median_deviation(good)
-    high = median + sigma * deviation if sigma > 0 else float(good.max())
-    hot, dead = data > high, data < good.min()
-    dq[hot] |= DQ_HOTPIXEL
-    dq[dead] |= DQ_DEADPIXEL
-    return int(np.count_nonzero(hot)) + int(np.count_nonzero(dead))
+    return int(_flag(data, dq, lowest, median + sigma * deviation if sigma > 0 else highest))
+
+
+@njit(nogil=True, cache=True)
+def _flag(data, dq, low, high):  # type: ignore[no-untyped-def]
+    flagged = 0
+    for y in range(data.shape[0]):
+        for x in range(data.shape[1]):
+            if data[y, x] > high:
+                dq[y, x] |= DQ_HOTPIXEL
+                flagged += 1
+            elif data[y, x] < low:
+                dq[y, x] |= DQ_DEADPIXEL
+                flagged += 1
+    return flagged
 
 
 def dark_level(image: MuseImage) -> tuple[float, float]:
@@ -123,19 +133,8 @@ def dark_level(image: MuseImage) -> tuple[float, float]:
     The reference takes 300 windows at random places, here there are up to 64 x 64 at regular ones.
     """
     assert image.dq is not None
-    ny, nx = image.data.shape
-    means = []
-    for y in _starts(ny):
-        for x in _starts(nx):
-            window = slice(y, y + _WINDOW), slice(x, x + _WINDOW)
-            good = image.data[window][image.dq[window] == 0]
-            if good.size:
-                means.append(float(good.mean(dtype=np.float64)))
-    if not means:
+    means = window_means(image.data, image.dq, _WINDOW, _WINDOWS)[0]
+    means = means[np.isfinite(means)]
+    if not len(means):
         return float("nan"), float("nan")
     return float(np.median(means)), float(np.std(means, ddof=1)) if len(means) > 1 else 0.0
-
-
-def _starts(size: int) -> list[int]:
-    window = min(_WINDOW, size)
-    return [int(i) for i in np.linspace(0, size - window, max(1, min(_WINDOWS, size // window)))]
