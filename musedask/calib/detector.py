@@ -526,11 +526,12 @@ def _subtract_dark(data, stat, dq, dark, dark_stat, dark_dq, factor):  # type: i
 @njit(nogil=True, cache=True, error_model="numpy")
 def _divide_flat(data, stat, dq, flat, flat_stat, flat_dq):  # type: ignore[no-untyped-def]
     for i in range(data.size):
-        f, d = np.float64(flat[i]), np.float64(data[i])
+        f, d = flat[i], data[i]
         square = f * f
         s = (stat[i] + d * d * flat_stat[i] / square) / square
-        data[i] = d / f if f != 0 else 0.0
-        stat[i] = s if f != 0 else 0.0
+        # where the flat is 0 nothing is done
+        data[i] = d / f if f != 0 else d
+        stat[i] = s if f != 0 else stat[i]
         dq[i] |= flat_dq[i]
 
 
