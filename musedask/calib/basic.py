@@ -178,8 +178,9 @@ def load_frame(
     known: KnownPixels,
     *,
     medians: bool = False,
+    like: RawFrame | None = None,
     out: NDArray[np.uint16] | None = None,
-) -> tuple[RawFrame, NDArray[np.uint16]]:
+) -> tuple[RawFrame, NDArray[np.uint16]] | None:
     """Read a raw frame and measure its overscan.
 
     Parameters
@@ -190,11 +191,15 @@ def load_frame(
     known : KnownPixels
     medians : bool
         Whether to take the medians of the quadrants.
+    like : RawFrame, optional
+        With whose setup it must agree.
     out : ndarray of uint16, optional
         Where to put the image.
 
     Returns
     -------
+    None
+        If its setup is another one; a warning tells it.
     frame : RawFrame
     image : ndarray of uint16, shape (ny, nx)
         Raw [adu].
@@ -207,6 +212,15 @@ def load_frame(
     ifu = _ifu(task)
     cards, raw, saturated = read_image(frame.path, ifu, out)
     ccd = read_ccd(cards, frame.path)
+    if like is not None:
+        wrong = _deviation(ccd, like)
+        if wrong is not None:
+            log.warning("%s: %s; it is left out", frame.path, wrong)
+            return None
+        if out is not None and raw is not out:
+            raise InputError(
+                f"{frame.path}: CHAN{ifu:02d} of shape {raw.shape} found, expected {out.shape} as in {like.frame.path}"
+            )
     if raw.shape != ccd.raw_shape:
         raise InputError(
             f"{frame.path}: CHAN{ifu:02d} of shape {raw.shape} found, its ESO DET OUTn cards say {ccd.raw_shape}"
@@ -272,7 +286,7 @@ class Masters:
     linearity: NonLinearity | None = None
 
 
-def load_masters(task: Task, ccd: Ccd) -> Masters:
+def load_masters(task: Task, ccd: Ccd, tag_of_raw: str = "") -> Masters:
     """Read the calibrations of a task that basic processing applies, and check that they fit the raw frames.
 
     Raises
@@ -292,13 +306,17 @@ def load_masters(task: Task, ccd: Ccd) -> Masters:
         if image.dq is None or image.stat is None:
             raise InputError(f"{path}: there is no DQ or no STAT, expected both in a {tag}")
         setup = read_setup(image.header)
-        needed = {"bias": ("binning", "read_id", "chip"), "flat": ("binning", "mode")}.get(name, ("binning",))
-        for key in needed:
-            if setup[key] != getattr(ccd, key):
-                raise InputError(
-                    f"{path}: {_KEYWORDS[key]} {setup[key]} found in the {tag}, expected {getattr(ccd, key)} as in the "
-                    "raw frames"
-                )
+        vital = {"bias": ("binning", "read_id", "chip"), "flat": ("binning", "mode")}.get(name, ("binning",))
+        for key in ("binning", "read_id", "chip", "mode"):
+            found, expected = setup[key], getattr(ccd, key)
+            # as in the reference: what a master does not say is no contradiction, but for the read-out mode
+            unknown = (key == "chip" and None in (*found, *expected)) or (key == "mode" and None in (found, expected))
+            if found == expected or unknown or (key == "mode" and (name != "flat" or tag_of_raw == "ILLUM")):
+                continue
+            text = f"{path}: {_KEYWORDS[key]} {found} found in the {tag}, expected {expected} as in the raw frames"
+            if key in vital:
+                raise InputError(text)
+            log.warning("%s", text)
         if name == "dark" and not (setup["exptime"] or 0) > 0:
             raise InputError(f"{path}: EXPTIME {setup['exptime']} found, expected a positive number in a MASTER_DARK")
         setattr(masters, name, image)
@@ -408,6 +426,14 @@ class Series:
             )
         )
         self._order = order
+        self._flat_flux = None if masters.flat is None else masters.flat.header.get("ESO QC FLAT MASTER INTFLUX")
+
+    def header(self, k: int = 0) -> fits.Header:
+        """Cards of a frame, of its overscan, and of the flat that it was divided by."""
+        header = self.frames[k].header()
+        if self._flat_flux is not None:
+            set_card(header, "ESO DRS MUSE FLAT FLUX LAMP", float(self._flat_flux))
+        return header
 
     def rows(
         self, k: int, y0: int, y1: int, data: NDArray[np.float32], stat: NDArray[np.float32], dq: NDArray[np.int32]
@@ -429,7 +455,7 @@ class Series:
         """Process one frame."""
         data, stat, dq = self._empty()
         self._in_bands(lambda y0, y1: self.rows(k, y0, y1, data[y0:y1], stat[y0:y1], dq[y0:y1]))
-        return MuseImage(data, dq, stat, self.unit, self.frames[k].header())
+        return MuseImage(data, dq, stat, self.unit, self.header(k))
 
     def combine(self, params: CombineParams, variance: NDArray[np.float32] | None = None) -> MuseImage:
         """Process all and combine them; a single one stays as it is.
@@ -450,7 +476,7 @@ class Series:
                 self._raw, y0, y1, self._setup, fixed, data, stat, dq, *arguments
             )
         )
-        return MuseImage(data, dq, stat, self.unit, self.frames[0].header())
+        return MuseImage(data, dq, stat, self.unit, self.header())
 
     def _empty(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]:
         shape = self.ccd.shape
@@ -490,24 +516,30 @@ def load_series(task: Task, frames: Sequence[Frame], *, scale: bool = False, med
     if not frames:
         raise InputError(f"{task.recipe.name}: no raw frame found, expected at least one")
     params, known = overscan_params(task), known_pixels(task)
-    first, image = load_frame(task, frames[0], params, known, medians=medians)
+    found = load_frame(task, frames[0], params, known, medians=medians)
+    assert found is not None
+    first, image = found
     raw = np.empty((len(frames), *image.shape), np.uint16)
     raw[0] = image
-    del image
+    del image, found
 
-    def load(i: int) -> RawFrame:
-        return load_frame(task, frames[i + 1], params, known, medians=medians, out=raw[i + 1])[0]
+    def load(i: int) -> RawFrame | None:
+        made = load_frame(task, frames[i + 1], params, known, medians=medians, like=first, out=raw[i + 1])
+        return made and made[0]
 
     loaded = [first]
     for i, frame in enumerate(_each(load, len(frames) - 1, task.n_threads), 1):
-        wrong = _deviation(frame, first)
-        if wrong is None:
+        if frame is not None:
             if len(loaded) < i:
                 raw[len(loaded)] = raw[i]
             loaded.append(frame)
-        else:
-            log.warning("%s: %s; it is left out", frame.frame.path, wrong)
-    masters = load_masters(task, first.ccd)
+    least = task.recipe.input(frames[0].tag)
+    if len(loaded) < len(frames) and least is not None and len(loaded) < least.minimum:
+        raise InputError(
+            f"{task.recipe.name}: {len(loaded)} of {len(frames)} raw frames have the setup of {frames[0].path}, "
+            f"expected {least.minimum} or more"
+        )
+    masters = load_masters(task, first.ccd, frames[0].tag)
     if masters.linearity is not None and _SKIP_GAIN not in os.environ:
         for frame in loaded:
             ports = zip(frame.ccd.ports, masters.linearity.gains, strict=True)
@@ -519,9 +551,9 @@ def load_series(task: Task, frames: Sequence[Frame], *, scale: bool = False, med
     return Series(task, loaded, raw[: len(loaded)], known, masters, scale=scale)
 
 
-def _deviation(frame: RawFrame, first: RawFrame) -> str | None:
+def _deviation(ccd: Ccd, first: RawFrame) -> str | None:
     for key in ("binning", "read_id", "chip"):
-        found, expected = getattr(frame.ccd, key), getattr(first.ccd, key)
+        found, expected = getattr(ccd, key), getattr(first.ccd, key)
         if found != expected:
             return f"{_KEYWORDS[key]} {found} found, expected {expected} as in {first.frame.path}"
     return None

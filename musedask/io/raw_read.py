@@ -78,20 +78,20 @@ def read_image(
     ifu : int
         1..24
     out : ndarray of uint16, shape (ny, nx), optional
-        Where to put the image.
+        Where to put the image, if it is of this shape.
 
     Returns
     -------
     cards : RawCards
     image : ndarray of uint16, shape (ny, nx)
-        [adu]; `out`, if it was given.
+        [adu]; `out` or a new one.
     saturated : int
         Number of pixels that are 0 or above 65500.
 
     Raises
     ------
     InputError
-        If it is no raw file, has no image of this IFU, is truncated, or the image is not of the shape of `out`.
+        If it is no raw file, has no image of this IFU, or is truncated.
     """
     path = Path(path)
     found = _read_plain(path, ifu, out)
@@ -101,8 +101,7 @@ def read_image(
         header, image = read_raw(path, ifu)
         with fits.open(path, memmap=False) as hdus:
             primary = hdus[0].header.copy()
-        if out is not None:
-            _check_shape(path, ifu, image.shape, out.shape)
+        if out is not None and out.shape == image.shape:
             out[:] = image
             image = out
         cards = RawCards(_text(primary), _text(header))
@@ -112,11 +111,6 @@ def read_image(
 
 def _text(header: fits.Header) -> str:
     return header.tostring(sep="", endcard=False, padding=False)
-
-
-def _check_shape(path: Path, ifu: int, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
-    if shape != expected:
-        raise InputError(f"{path}: CHAN{ifu:02d} of shape {shape} found, expected {expected}")
 
 
 def _read_plain(
@@ -141,10 +135,8 @@ def _read_plain(
             shape = cards.get("NAXIS2"), cards.get("NAXIS1")
             if file.tell() + 2 * shape[0] * shape[1] > size or not shape[0] * shape[1]:
                 return None
-            if out is None:
+            if out is None or out.shape != shape:
                 out = np.empty(shape, np.uint16)
-            else:
-                _check_shape(path, ifu, shape, out.shape)
             if file.readinto(out.data) != out.nbytes:
                 return None
             own = "" if text is primary else primary
