@@ -16,7 +16,6 @@ from astropy.io import fits
 from numba import njit
 from numpy.typing import NDArray
 
-from ..errors import InputError
 from .headers import STRUCTURAL
 from .products import PathLike
 
