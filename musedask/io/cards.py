@@ -7,8 +7,6 @@ number grow (free format); so does this module.
 
 from __future__ import annotations
 
-import warnings
-
 from astropy.io import fits
 
 _CARD = 80
@@ -30,21 +28,29 @@ def card_bytes(header: fits.Header) -> bytes:
 
     Comments that do not fit into their card are cut, as CFITSIO does.
     """
-    parts = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", fits.verify.VerifyWarning)
-        for card in header.cards:
-            if isinstance(card.value, float):
-                long = len(card.keyword) > 8 or " " in card.keyword
-                keyword = f"HIERARCH {card.keyword} =" if long else f"{card.keyword:8}="
-                text = float_text(card.value)
-                image = f"{keyword} {text}" if long else f"{keyword} {text:>20}"
-                if card.comment:
-                    image = f"{image} / {card.comment}"
-                parts.append(f"{image[:_CARD]:{_CARD}}")
-            else:
-                parts.append(str(card))
-    return "".join(parts).encode("ascii")
+    return "".join(_image(card) for card in header.cards).encode("ascii")
+
+
+def _image(card: fits.Card) -> str:
+    """A card, or a long string in several of them."""
+    keyword, value, comment = card.keyword, card.value, card.comment
+    long = len(keyword) > 8 or " " in keyword
+    if isinstance(value, float):
+        text = float_text(value)
+        image = f"HIERARCH {keyword} = {text}" if long else f"{keyword:8}= {text:>20}"
+    else:
+        width = len(f"{value!s:8}") + 2 + str(value).count("'") if isinstance(value, str) else len(str(value))
+        length = len(keyword) + 12 + width if long else 10 + max(width, 20)
+        if not comment or length + 3 + len(comment) <= _CARD:
+            return str(card)
+        # without the comment, of which astropy would warn that it is cut: warnings cannot be silenced in a thread
+        image = str(fits.Card(f"HIERARCH {keyword}" if long else keyword, value))
+        if len(image) > _CARD:
+            return str(card)
+        image = image.rstrip() if long else f"{image.rstrip():30}"
+    if comment:
+        image = f"{image} / {comment}"
+    return f"{image[:_CARD]:{_CARD}}"
 
 
 def header_bytes(header: fits.Header) -> bytes:

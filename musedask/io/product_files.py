@@ -29,6 +29,8 @@ from .product_headers import card, name_comment, part_cards, unit_comment, utc_n
 _BLOCK = 2880
 #: bytes that are swapped and written at a time: they stay in the cache
 _BAND = 1 << 20
+_NO_CHECKSUM = "0" * 16
+_MD5 = "MD5 checksum"
 _BITPIX = {np.dtype(np.float32): -32, np.dtype(np.int32): 32}
 #: comments of tables as CFITSIO writes them
 _TABLE_COMMENTS = tuple(
@@ -118,24 +120,24 @@ def write_product(
         If the file exists, or the disk is full.
     """
     path = Path(path)
-    units = layout(content, header)
+    units = layout(content, header, checksums)
     with atomic_path(path, overwrite=overwrite) as temporary, open(temporary, "r+b", buffering=0) as file:
         _write(file.fileno(), units, checksums)
     return path
 
 
-def layout(content: Any, header: fits.Header) -> list[Unit]:
+def layout(content: Any, header: fits.Header, checksums: bool = True) -> list[Unit]:
     """HDUs of a product; parameters and errors as in `write_product`."""
     if isinstance(content, MuseImage):
-        return [_primary(header), *_image_units(content)]
+        return [_primary(header, checksums), *_image_units(content)]
     if isinstance(content, np.ndarray):
-        return [_primary(header, _pixels(content))]
+        return [_primary(header, checksums, _pixels(content))]
     if isinstance(content, fits.BinTableHDU | fits.ImageHDU):
-        return [_primary(header, bitpix=16), _foreign(content)]
+        return [_primary(header, checksums, bitpix=16), _foreign(content)]
     make = _table_makers().get(type(content).__name__)
     if make is None:
         raise InputError(f"a product of type {type(content).__name__} found, for which there is no file format")
-    return [_primary(header, bitpix=16), _foreign(make(content))]
+    return [_primary(header, checksums, bitpix=16), _foreign(make(content))]
 
 
 def _table_makers() -> dict[str, Callable[[Any], fits.BinTableHDU]]:
@@ -167,7 +169,7 @@ def _structure(data: NDArray[Any] | None, bitpix: int = 8) -> list[tuple[str, An
     ]
 
 
-def _primary(cards: fits.Header, data: NDArray[Any] | None = None, bitpix: int = 8) -> Unit:
+def _primary(cards: fits.Header, checksums: bool, data: NDArray[Any] | None = None, bitpix: int = 8) -> Unit:
     header = fits.Header(
         [
             ("SIMPLE", True, "file does conform to FITS standard"),
@@ -176,8 +178,12 @@ def _primary(cards: fits.Header, data: NDArray[Any] | None = None, bitpix: int =
         ]
     )
     for c in cards.cards:
+        if c.keyword == "PIPEFILE" and checksums:
+            header.append(fits.Card("DATAMD5", "0" * 32, _MD5), end=True)
         if not STRUCTURAL.match(c.keyword) and c.keyword != "DATAMD5":
             header.append(c, end=True)
+    if checksums and "DATAMD5" not in header:
+        header.append(fits.Card("DATAMD5", "0" * 32, _MD5), end=True)
     return Unit(header, data)
 
 
@@ -231,29 +237,38 @@ def _foreign(hdu: fits.BinTableHDU | fits.ImageHDU) -> Unit:
 
 
 def _write(file: int, units: Sequence[Unit], checksums: bool) -> None:
-    first = units[0].header
+    stamp = utc_now()
+    comments = (f"HDU checksum updated {stamp}", f"data unit checksum updated {stamp}")
     if checksums:
-        stamp = utc_now()
         for unit in units:
-            unit.header["CHECKSUM"] = ("0" * 16, f"HDU checksum updated {stamp}")
-            unit.header["DATASUM"] = ("0", f"data unit checksum updated {stamp}")
-        place = first.index("PIPEFILE") if "PIPEFILE" in first else first.index("CHECKSUM")
-        first.insert(place, ("DATAMD5", "0" * 32, "MD5 checksum"))
-    spans = [len(header_bytes(unit.header)) for unit in units]
-    end = sum(spans) + sum(unit.span for unit in units)
+            unit.header["CHECKSUM"] = (_NO_CHECKSUM, comments[0])
+            unit.header["DATASUM"] = ("0", comments[1])
+    headers = [bytearray(header_bytes(unit.header)) for unit in units]
+    end = sum(map(len, headers)) + sum(unit.span for unit in units)
     # claim the space at once: a full disk shows now
     os.posix_fallocate(file, 0, end)
     with ThreadPoolExecutor(1) as pool:
         md5 = pool.submit(datamd5, [(unit.head(), unit.span) for unit in units]) if checksums else None
         start, starts, totals = 0, [], []
-        for unit, span in zip(units, spans, strict=True):
+        for unit, header in zip(units, headers, strict=True):
             starts.append(start)
-            totals.append(_put_data(file, unit, start + span))
-            start += span + unit.span
+            totals.append(_put_data(file, unit, start + len(header)))
+            start += len(header) + unit.span
         if md5 is not None:
-            first["DATAMD5"] = md5.result()
-    for unit, start, total in zip(units, starts, totals, strict=True):
-        _put(file, _signed(unit.header, total) if checksums else header_bytes(unit.header), start)
+            _set(headers[0], "DATAMD5", md5.result(), _MD5)
+    for header, start, total in zip(headers, starts, totals, strict=True):
+        if checksums:
+            # as CFITSIO writes it, to whom no data are a number
+            _set(header, "DATASUM", str(total) if total else f"{0:10}", comments[1])
+            _set(header, "CHECKSUM", encode(fold(sum_bytes(bytes(header)) + total)), comments[0])
+        _put(file, header, start)
+
+
+def _set(header: bytearray, keyword: str, value: str, comment: str) -> None:
+    """Change a card of a header that is a text already: to make it anew for each checksum takes longer."""
+    name = f"{keyword:8}=".encode()
+    place = next(i for i in range(0, len(header), 80) if header.startswith(name, i))
+    header[place : place + 80] = str(fits.Card(keyword, value, comment)).encode("ascii")
 
 
 def _words(data: NDArray[Any]) -> NDArray[np.uint32]:
@@ -282,10 +297,3 @@ def _put(file: int, content: Any, offset: int) -> None:
     while len(view):
         written = os.pwrite(file, view, offset)
         view, offset = view[written:], offset + written
-
-
-def _signed(header: fits.Header, datasum: int) -> bytes:
-    header["DATASUM"] = f"{datasum:10d}" if not datasum else str(datasum)
-    header["CHECKSUM"] = "0" * 16
-    header["CHECKSUM"] = encode(fold(sum_bytes(header_bytes(header)) + datasum))
-    return header_bytes(header)
