@@ -28,10 +28,17 @@ def _text(value: object) -> str:
 
 
 def commands(group: click.Group = main, prefix: str = "musedask") -> Iterator[tuple[str, click.Command]]:
-    """All commands that do something, by their full names."""
+    """All commands that do something, by their full names; of those of the recipes, what they have in common."""
     for name, command in group.commands.items():
-        if isinstance(command, click.Group):
+        if isinstance(command, click.Group) and command.commands:
             yield from commands(command, f"{prefix} {name}")
+        elif isinstance(command, click.Group):
+            recipe = next(iter(RECIPES.values()))
+            made = command.get_command(click.Context(command), recipe.name)
+            assert made is not None
+            own = {p.name for p in recipe.parameters}
+            common: list[click.Parameter] = [p for p in made.params if p.name not in own]
+            yield f"{prefix} {name} RECIPE", click.Command(name, params=common, help=command.help)
         else:
             yield f"{prefix} {name}", command
 
@@ -42,7 +49,7 @@ def _options(command: click.Command) -> str:
         if isinstance(p, click.Argument):
             continue
         assert isinstance(p, click.Option)
-        names = ", ".join(f"`{name}`" for name in sorted(p.opts, key=len))
+        names = ", ".join(f"`{name}`" for name in [*sorted(p.opts, key=len), *p.secondary_opts])
         if p.metavar:
             names += f" {p.metavar}"
         elif isinstance(p.type, click.Choice):
@@ -56,19 +63,23 @@ def _options(command: click.Command) -> str:
     return "| option | |\n|---|---|\n" + "\n".join(lines) + "\n"
 
 
+def _argument(p: click.Parameter) -> str:
+    return (p.metavar or str(p.name).upper()).removesuffix("...") + "..." * (p.nargs == -1)
+
+
 def _commands() -> str:
     parts = []
     for name, command in commands():
         arguments = " ".join(
-            (f"{p.metavar or p.name.upper()}" + "..." * (p.nargs == -1))
-            if p.required
-            else f"[{p.metavar or p.name.upper()}]"
-            for p in command.params
-            if isinstance(p, click.Argument) and p.name
+            text if p.required else f"[{text}]"
+            for p, text in ((p, _argument(p)) for p in command.params)
+            if isinstance(p, click.Argument)
         )
         text = re.sub(r"(?<!\n)\n\s*(?!\n)", " ", (command.help or "").strip())
         text = "\n".join(line.strip() for line in text.splitlines())
-        parts.append(f"## `{name} {arguments}`\n\n{text}\n\n{_options(command)}")
+        heading = f"{name} {arguments}".strip()
+        options = "\n\n" + _options(command) if any(isinstance(p, click.Option) for p in command.params) else "\n"
+        parts.append(f"## `{heading}`\n\n{text}{options}")
     return "\n" + "\n".join(parts) + "\n"
 
 

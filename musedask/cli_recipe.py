@@ -46,7 +46,7 @@ def show_recipe(name: str) -> None:
 
 
 @recipe.command("check")
-@click.argument("names", metavar="[NAME]...", nargs=-1)
+@click.argument("names", metavar="NAME...", nargs=-1)
 @click.option("--esorex", "executable", default="esorex", show_default=True, help="Name or path of esorex.")
 def check_recipes(names: tuple[str, ...], executable: str) -> None:
     """Compare the declarations with the installed esorex: parameters, input and products.

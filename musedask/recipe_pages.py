@@ -41,7 +41,11 @@ def recipe_index() -> str:
 def recipe_page(recipe: Recipe) -> str:
     """All about a recipe, in Markdown."""
     calls = "one for each IFU" if recipe.per_ifu else "one for all IFUs" if recipe.exposures else "one"
-    about = [f"* calls: {calls}", f"* engines: {', '.join(engines_of(recipe))}"]
+    about = [
+        f"* run: `musedask recipe run {recipe.name} SOF`",
+        f"* calls: {calls}",
+        f"* engines: {', '.join(engines_of(recipe))}",
+    ]
     if recipe.name in _COMMANDS:
         about.append(f"* natively, in bounded memory: `{_COMMANDS[recipe.name]}`")
     parts = [f"# {recipe.name}\n\n{recipe.synopsis}\n\n" + "\n".join(about) + "\n"]
