@@ -68,8 +68,12 @@ def _run(recipe: Recipe, /, **options: Any) -> None:
     if dry_run:
         click.echo(plan.describe())
         return
-    with open_cluster(cluster) as client:
-        execute(plan, client)
+    try:
+        with open_cluster(cluster) as client:
+            execute(plan, client)
+    except KeyboardInterrupt:
+        click.echo("interrupted; the products of calls that had ended are kept", err=True)
+        raise SystemExit(130) from None
 
 
 class _Run(click.Group):
