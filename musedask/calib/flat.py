@@ -27,8 +27,8 @@ log = logging.getLogger("musedask")
 
 _FLAT, _TRACE = "ESO QC FLAT", "ESO QC TRACE"
 DQ_LOWQEPIXEL, DQ_DARKPIXEL, DQ_BADOTHER = 0x40, 0x200, 0x4000
-#: pixels at the ends of a row of a slice that may be dark without being bad
-SOFT_EDGE = 10
+#: a row of a slice begins and ends at a pixel that is not dark, if there is one that many pixels from its edges
+SOFT_LEFT, SOFT_RIGHT = 10, 8
 #: lower limit of good pixels where that from the scatter is not positive [count]
 LEAST_LIMIT = 1e-4
 #: fraction of the mean of the image below which a dark pixel has a low quantum efficiency
@@ -213,20 +213,24 @@ def _flag(data, dq, edges, inefficient, low, high, counts):  # type: ignore[no-u
                 continue
             for i in range(n):
                 values[i] = row[first + i]
-            median = _middle(values, n)
-            deviation = 0.0
+            # in single precision, as the reference has them: it decides about pixels on the limit
+            median = np.float32(_middle(values, n))
+            total = np.float32(0.0)
             for i in range(n):
-                deviation += abs(row[first + i] - median)
-            deviation /= n
+                total += abs(row[first + i] - median)
+            deviation = np.float64(total / np.float32(n))
             lower, upper = median - low * deviation, median + high * deviation
             if lower <= 0.0:
                 lower = LEAST_LIMIT
-            # the ends of a slice are soft
-            for _ in range(SOFT_EDGE):
-                if first <= last and not row[first] > lower:
-                    first += 1
-                if first <= last and not row[last] > lower:
-                    last -= 1
+            begin, end = first, last
+            for i in range(min(SOFT_LEFT + 1, n)):
+                if row[begin + i] > lower:
+                    first = begin + i
+                    break
+            for i in range(min(SOFT_RIGHT + 1, n)):
+                if row[end - i] > lower:
+                    last = end - i
+                    break
             for i in range(first, last + 1):
                 v = row[i]
                 if v < lower:

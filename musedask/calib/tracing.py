@@ -38,6 +38,8 @@ SEARCH_ROWS = 16
 LOWER = 1.2
 #: outliers: in units of the median deviation of widths, and of the scatter about the polynomial
 KAPPA = 5.0
+#: points of a trace at least
+LEAST_POINTS = 3
 #: slope beyond which a trace is suspicious
 MAX_SLOPE = 0.015
 
@@ -84,8 +86,15 @@ def trace(
     Raises
     ------
     RecipeError
-        If the 48 slices are not found.
+        If the 48 slices are not found, or a parameter is out of its range.
     """
+    for name, value, good, wanted in (
+        ("nsum", nsum, nsum > 0, "above 0"),
+        ("order", order, order > 0, "above 0"),
+        ("edgefrac", edgefrac, 0.0 < edgefrac < 1.0, "between 0 and 1"),
+    ):
+        if not good:
+            raise RecipeError(f"tracing: {name} {value} found, expected {wanted}")
     data = fill_bad(data, dq)
     slices = locate(search_cut(data, border), edgefrac)
     samples, _ = measure(data, slices.centres, nsum, edgefrac, fallback)
@@ -461,8 +470,9 @@ def fit_traces(samples: TraceSamples, order: int = 5) -> TraceTable:
             median, deviation = median_deviation(w[keep])
             keep &= np.abs(w - median) < KAPPA * deviation
         y, mid, w = y[keep], mid[keep], w[keep]
-        if len(y) <= order:
-            log.error("slice %d: its trace has %d points, expected at least %d", s + 1, len(y), order + 1)
+        least = max(order + 1, LEAST_POINTS)
+        if len(y) < least:
+            log.error("slice %d: its trace has %d points, expected at least %d", s + 1, len(y), least)
             continue
         centre, mse[s, 0], good = iterfit(y, mid, order, KAPPA)
         if not np.isfinite(centre).all():
