@@ -176,6 +176,17 @@ def test_one_ifu_fails_alone(fault, words, run, tmp_path):
     assert not left_over(tmp_path / "out")
 
 
+def test_all_but_one_of_24(run, tmp_path):
+    frames = write_frames(tmp_path / "raw", 3, ifus=range(1, 25))
+    told = r"failed for 1 of 24 IFUs, the others are finished:\n  IFU 17: .*CHAN17"
+    with pytest.raises(RecipeError, match=told) as caught:
+        run(frames=frames, ovscreject="input:17")
+    assert [r.ifu for r in caught.value.result.failures] == [17]
+    names = [f"MASTER_BIAS-{i:02d}.fits" for i in range(1, 25) if i != 17]
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.fits")) == names
+    assert [f.path.name for f in caught.value.result] == names
+
+
 def test_products_before_a_failure_are_published(run, tmp_path):
     """As the reference does with the master flat when the slices cannot be traced."""
     flats = write_frames(tmp_path / "raw", tag="FLAT", ifus=(1, 2))
