@@ -97,6 +97,10 @@ def run_native(
 def product_header_of(task: Task, made: Made, name: str) -> fits.Header:
     """Primary header of a product: what the recipe says, and how it was made."""
     raws = [f for f in (task.frames if made.raws is None else made.raws) if _group(task, f) == "raw"]
+    if made.raws is None and task.recipe.product(made.tag).mode == "dateobs":
+        # what is made of one exposure names that one
+        date = made.header.get("DATE-OBS")
+        raws = [f for f in raws if read_primary(f.path).get("DATE-OBS") == date] or raws
     calibs = [f for f in task.frames if _group(task, f) == "calib"]
     return recipe_header(
         made.header,

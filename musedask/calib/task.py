@@ -1,7 +1,8 @@
 """What a native recipe is given, and what it gives back.
 
 A native recipe is a function of a `Task` that yields `Made` products one by one: each is written when it
-comes, so that its arrays need not be kept, and those that are finished stay if a later step fails.
+comes, so that its arrays need not be kept, and those that are finished stay if a later step fails.  What it has to say
+goes to the logger ``musedask``: the engine gives it to the call, whose log and record it is part of.
 """
 
 from __future__ import annotations
@@ -68,12 +69,14 @@ class Made:
     tag : str
         ``PRO CATG``.
     content : object
-        `MuseImage`, `TraceTable`, `TraceSamples`, `WavecalTable` or another class of `musedask.io`.
+        What `musedask.io.product_files.write_product` takes: `MuseImage`, `TraceTable`, `TraceSamples`, `WavecalTable`
+        or another class of `musedask.io`, an array that is the image of the primary HDU.
     header : astropy.io.fits.Header
         Cards of the first raw frame (primary and extension), of ``ESO DRS MUSE`` and ``ESO QC``; the engine adds
         those about files and provenance.
     raws : sequence of Frame or None
-        Raw frames that it was made of, None for all of the task.
+        Raw frames that it was made of, None for all of the task, or if the product's mode is ``dateobs``, those
+        that have the ``DATE-OBS`` of the header.
     """
 
     tag: str
