@@ -37,6 +37,7 @@ def frames(tmp_path_factory):
 def toys(monkeypatch):
     monkeypatch.setitem(NATIVE, "muse_bias", "tests.calib.toys:toy_bias")
     monkeypatch.setitem(NATIVE, "muse_flat", "tests.calib.toys:toy_flat")
+    monkeypatch.setitem(NATIVE, "muse_wavecal", "tests.calib.toys:toy_wavecal")
 
 
 @pytest.fixture
@@ -70,6 +71,26 @@ def test_native(run, frames, tmp_path):
         with fits.open(frame.path, checksum=True):
             # a wrong checksum is a warning, and so an error
             pass
+
+
+def test_several_products_of_a_kind(run, tmp_path):
+    """They are numbered; each names the exposures that it was made of."""
+    arcs = write_frames(tmp_path / "raw", 4, tag="ARC", ifus=(5,))
+    masters = [
+        Frame(write_frame(tmp_path / "raw" / f"{tag}.fits", 1, ifus=(5,)), tag)
+        for tag in ("TRACE_TABLE", "MASTER_BIAS", "LINE_CATALOG")
+    ]
+    result = run("muse_wavecal", frames=[*masters, *arcs])
+    names = ["ARC_RED_LAMP_0001-05.fits", "ARC_RED_LAMP_0002-05.fits", "WAVE_MAP_0001-05.fits", "WAVECAL_TABLE-05.fits"]
+    assert [f.path.name for f in result] == names
+    expected = [["arc1.fits", "arc2.fits"], ["arc3.fits", "arc4.fits"], ["arc1.fits"], [f.path.name for f in arcs]]
+    for frame, raws in zip(result, expected, strict=True):
+        header = fits.getheader(frame.path)
+        assert list(header["ESO PRO REC1 RAW* NAME"].values()) == raws
+        assert header["ESO PRO DATANCOM"] == len(raws) and header["PIPEFILE"] == frame.path.name
+        assert list(header["ESO PRO REC1 CAL* CATG"].values()) == ["LINE_CATALOG", "MASTER_BIAS", "TRACE_TABLE"]
+    assert fits.getheader(result[1].path)["DATE-OBS"] == "2018-11-08T21:03:00.000"
+    assert fits.getheader(result[2].path)["BUNIT"] == "Angstrom"
 
 
 def test_engine_by_itself(run, tmp_path):

@@ -12,6 +12,7 @@ from astropy.io import fits
 
 from musedask.calib.task import Made
 from musedask.errors import InputError
+from musedask.io.calibrations import WavecalTable
 from musedask.io.muse_image import MuseImage
 from musedask.io.product_files import write_product
 from musedask.io.product_headers import recipe_header
@@ -112,6 +113,19 @@ def toy_flat(task):
     image = read_raw(task.tagged("FLAT")[0].path, task.ifu)[1].astype(np.float32)
     yield Made("MASTER_FLAT", MuseImage(image), read_raw(task.tagged("FLAT")[0].path, task.ifu, merge=True)[0])
     raise InputError(f"IFU {task.ifu}: no slice was found")
+
+
+def toy_wavecal(task):
+    """Images of two lamps, and one of wavelengths."""
+    arcs = task.tagged("ARC")
+    for first in (0, 2):
+        header, image = read_raw(arcs[first].path, task.ifu, merge=True)
+        yield Made("ARC_RED_LAMP", MuseImage(image.astype(np.float32)), header, arcs[first : first + 2])
+    header, image = read_raw(arcs[0].path, task.ifu, merge=True)
+    header["BUNIT"] = "Angstrom"
+    yield Made("WAVE_MAP", image.astype(np.float32), header)
+    header, _ = read_raw(arcs[0].path, task.ifu, merge=True)
+    yield Made("WAVECAL_TABLE", WavecalTable(np.zeros((48, 3, 7)), np.zeros(48)), header)
 
 
 # --- a program that says it is esorex ---------------------------------------------------------------
