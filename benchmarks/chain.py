@@ -1,11 +1,14 @@
 """A simulated night through the whole reference pipeline, from bias to cube, compared with its truth.
 
-    python benchmarks/chain.py [--ifus 1-2] [--work FOLDER] [--geometry] [--narrow] [--keep]
+    python benchmarks/chain.py [--ifus 1-2] [--work FOLDER] [--geometry] [--keep]
+                               [--engine esorex|native|mixed] [--merge]
 
 Simulates a night (as ``musedask simulate night`` does), runs every recipe of the chain with the real
 esorex, prints each call with its time and peak memory, then compares what the recipes found with what
 was put in: traces, wavelengths, line-spread function, response, positions, fluxes, offsets, variances.
-Recipes that work on one IFU run for several IFUs at a time, on one core each.
+Recipes that work on one IFU run for several IFUs at a time, on one core each.  With ``--engine native`` those that
+musedask has itself are run by it, with ``mixed`` every other one; with ``--merge`` their products are merged
+before esorex takes them.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from numpy.typing import NDArray
 from scipy.optimize import least_squares
 
 from musedask.io.calibrations import read_trace_table, read_wavecal_table
+from musedask.io.merge import merge_products
 from musedask.io.references import read_std_response
 from musedask.io.tables import read_offset_list
 
@@ -44,6 +48,12 @@ if TYPE_CHECKING:
 
 #: recipes that are called for one IFU at a time
 PER_IFU = ("muse_bias", "muse_dark", "muse_flat", "muse_wavecal", "muse_lsf", "muse_scibasic")
+#: those that run natively, by the option ``--engine``
+NATIVE = {
+    "esorex": frozenset[str](),
+    "native": frozenset({"muse_bias", "muse_dark", "muse_flat", "muse_wavecal"}),
+    "mixed": frozenset({"muse_dark", "muse_flat"}),
+}
 #: path and tag
 Frame = tuple[Path, str]
 
@@ -83,12 +93,18 @@ class Chain:
     ifus : sequence of int
     workers : int
         Cores: calls of recipes for one IFU take one each, others up to four.
+    native : collection of str
+        Recipes that run natively.
+    merge : bool
+        Whether the products of native recipes are merged into one file.
     """
 
     folder: Path
     frames: list[Frame]
     ifus: Sequence[int]
     workers: int = 2
+    native: frozenset[str] = frozenset()
+    merge: bool = False
     calls: list[Call] = field(default_factory=list)
     products: dict[str, list[Path]] = field(default_factory=dict)
 
@@ -121,7 +137,7 @@ class Chain:
 
     def product(self, tag: str, ifu: int | None = None) -> Path:
         """The only product of a tag (and an IFU)."""
-        found = [p for p in self.products.get(tag, []) if ifu is None or ifu_of(p) == ifu]
+        found = [p for p in self.products.get(tag, []) if ifu is None or ifu_of(p) in (None, ifu)]
         if len(found) != 1:
             raise RecipeError(f"{len(found)} products {tag} found, expected one")
         return found[0]
@@ -167,10 +183,23 @@ class Chain:
 
         with ThreadPoolExecutor(len(jobs)) as pool:
             made = [frame for frames in pool.map(one, jobs) for frame in frames]
+        if self.merge and recipe in self.native and len(jobs) > 1:
+            made = self._merged(recipe, made)
         if keep:
             for path, tag in made:
                 self.products.setdefault(tag, []).append(path)
         return made
+
+    def _merged(self, recipe: str, made: Sequence[Frame]) -> list[Frame]:
+        """Products of single IFUs in one file for each tag."""
+        folder = self.folder / f"{recipe}-merged"
+        folder.mkdir(parents=True, exist_ok=True)
+        merged = []
+        for tag in dict.fromkeys(tag for _, tag in made):
+            paths = [path for path, given in made if given == tag]
+            merge_products(paths, folder / f"{tag}.fits", overwrite=True)
+            merged.append((folder / f"{tag}.fits", tag))
+        return merged
 
     def _call(
         self,
@@ -187,6 +216,8 @@ class Chain:
         (folder / "in.sof").write_text("".join(f"{path.resolve()} {tag}\n" for path, tag in inputs))
         options = [*([f"--nifu={ifu}"] if ifu is not None else []), *(f"--{k}={v}" for k, v in parameters.items())]
         command = ["esorex", "--suppress-prefix=TRUE", "--no-datamd5", recipe, *options, "in.sof"]
+        if recipe in self.native:
+            command = [sys.executable, "-m", "musedask", "recipe", "run", recipe, "in.sof", "--engine", "native", *options]
         start = time.perf_counter()
         with open(folder / "stdout", "wb") as out:
             process = subprocess.Popen(
@@ -337,7 +368,7 @@ def check_traces(chain: Chain, instrument: Instrument) -> list[Figure]:
     y = np.arange(1, 4113, 16.0)
     found = []
     for ifu in chain.ifus:
-        truth, table = instrument.ifu(ifu), read_trace_table(chain.product("TRACE_TABLE", ifu))
+        truth, table = instrument.ifu(ifu), read_trace_table(chain.product("TRACE_TABLE", ifu), ifu=ifu)
         errors = []
         for s in range(1, 49):
             edges = truth.edges(s, y)
@@ -355,7 +386,7 @@ def check_wavelengths(chain: Chain, instrument: Instrument) -> list[Figure]:
     y = np.arange(1, 4113, 32.0)
     found = []
     for ifu in chain.ifus:
-        truth, table = instrument.ifu(ifu), read_wavecal_table(chain.product("WAVECAL_TABLE", ifu))
+        truth, table = instrument.ifu(ifu), read_wavecal_table(chain.product("WAVECAL_TABLE", ifu), ifu=ifu)
         residuals = []
         for s in range(1, 49):
             left, right = truth.edges(s, y)
@@ -555,6 +586,8 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--geometry", action="store_true", help="also the pinhole masks, 60 frames, and muse_geometry")
     parser.add_argument("--masters", action="store_true", help="begin at muse_scibasic, with masters of the truth")
+    parser.add_argument("--engine", choices=list(NATIVE), default="esorex", help="of the daytime calibrations")
+    parser.add_argument("--merge", action="store_true", help="merge the products of native recipes")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--keep", action="store_true", help="keep the files")
     args = parser.parse_args()
@@ -569,7 +602,7 @@ def main() -> int:
         ).result()  # fmt: skip
     print(f"{time.perf_counter() - start:7.1f} s  simulation", flush=True)
     truth = NightTruth.open(args.work / "night")
-    chain = Chain(args.work / "reduced", frames, ifus, args.workers)
+    chain = Chain(args.work / "reduced", frames, ifus, args.workers, NATIVE[args.engine], args.merge)
     if args.masters:
         for tag in ("MASTER_BIAS", "MASTER_FLAT", "TRACE_TABLE", "WAVECAL_TABLE"):
             chain.products[tag] = [path for path, given in frames if given == tag]
