@@ -217,7 +217,8 @@ class Chain:
         options = [*([f"--nifu={ifu}"] if ifu is not None else []), *(f"--{k}={v}" for k, v in parameters.items())]
         command = ["esorex", "--suppress-prefix=TRUE", "--no-datamd5", recipe, *options, "in.sof"]
         if recipe in self.native:
-            command = [sys.executable, "-m", "musedask", "recipe", "run", recipe, "in.sof", "--engine", "native", *options]
+            run = [sys.executable, "-m", "musedask", "recipe", "run", recipe, "in.sof"]
+            command = [*run, "--engine", "native", *options]
         start = time.perf_counter()
         with open(folder / "stdout", "wb") as out:
             process = subprocess.Popen(
@@ -245,14 +246,17 @@ _TABLES = "MASTER_BIAS TRACE_TABLE WAVECAL_TABLE"
 _MASTERS = f"{_TABLES} MASTER_FLAT"
 
 
-def calibrate(chain: Chain, *, lsf: bool = True, geometry: bool = False) -> None:
-    """Daytime calibrations: bias to twilight."""
-    raw = {tag for _, tag in chain.frames}
+def calibrate_detectors(chain: Chain) -> None:
+    """Daytime calibrations that need single IFUs only: bias to wavelengths."""
     chain.run("muse_bias", "BIAS BADPIX_TABLE")
-    if "DARK" in raw:
+    if any(tag == "DARK" for _, tag in chain.frames):
         chain.run("muse_dark", "DARK MASTER_BIAS BADPIX_TABLE")
     chain.run("muse_flat", "FLAT MASTER_BIAS BADPIX_TABLE", samples="true")
     chain.run("muse_wavecal", "ARC MASTER_BIAS TRACE_TABLE LINE_CATALOG BADPIX_TABLE", residuals="true")
+
+
+def calibrate_field(chain: Chain, *, lsf: bool = True, geometry: bool = False) -> None:
+    """What is left of the calibrations by day: line spread functions, geometry, twilight."""
     with ThreadPoolExecutor() as pool:
         together = []
         if lsf:
@@ -264,7 +268,7 @@ def calibrate(chain: Chain, *, lsf: bool = True, geometry: bool = False) -> None
                     ifu1=min(chain.ifus), ifu2=max(chain.ifus),
                 )
             )  # fmt: skip
-        if "SKYFLAT" in raw:
+        if any(tag == "SKYFLAT" for _, tag in chain.frames):
             lamps = chain.tagged("ILLUM")[:1]
             inputs = f"SKYFLAT {_MASTERS} GEOMETRY_TABLE BADPIX_TABLE VIGNETTING_MASK"
             together.append(pool.submit(chain.run, "muse_twilight", inputs, more=lamps))
@@ -609,7 +613,8 @@ def main() -> int:
         calibrate_flux(chain)
         cube = reduce_objects(chain, ("simple",))
     else:
-        calibrate(chain, geometry=args.geometry)
+        calibrate_detectors(chain)
+        calibrate_field(chain, geometry=args.geometry)
         calibrate_flux(chain)
         calibrate_sky(chain)
         cube = reduce_objects(chain)
