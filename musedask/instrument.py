@@ -204,8 +204,12 @@ def unpack_origin(
     )
 
 
-# Bits of the Euro3D data quality convention that occur in pixel tables and cubes
+# Bits of the Euro3D data quality convention
 DQ_COSMICRAY = 1 << 5
+DQ_HOTPIXEL = 1 << 8
+DQ_DARKPIXEL = 1 << 9
+DQ_SATURATED = 1 << 12
+DQ_DEADPIXEL = 1 << 13
 DQ_BADOTHER = 1 << 14
 DQ_MISSDATA = 1 << 30
 DQ_OUTSDRANGE = 1 << 31

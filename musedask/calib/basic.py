@@ -18,6 +18,7 @@ from astropy.io import fits
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..instrument import DQ_SATURATED
 from ..io.calibrations import read_badpix_table
 from ..io.ccd import Ccd, NonLinearity, drop_scans, read_ccd, read_nonlinearity, read_parameters, read_setup
 from ..io.headers import float32_card, float64_card, set_card
@@ -236,7 +237,7 @@ def load_frame(
         flags = []
         for strip, (rows, columns) in zip(strips, sections, strict=True):
             bad = (strip > detector.HIGH_LIMIT) | (strip < detector.LOW_LIMIT)
-            flag = np.where(bad, np.int32(detector.DQ_SATURATED), np.int32(0))
+            flag = np.where(bad, np.int32(DQ_SATURATED), np.int32(0))
             known.flag(flag, rows, columns)
             flags.append(flag)
         mean, stdev = detector.overscan_statistics((strips[0], strips[1]), (flags[0], flags[1]), params)

@@ -9,10 +9,10 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from ..instrument import DQ_DEADPIXEL, DQ_SATURATED
 from ..io.headers import float32_card, set_card
 from .basic import Series, load_series
 from .combination import CombineParams
-from .detector import DQ_DEADPIXEL, DQ_SATURATED
 from .statistics import image_statistics, median_deviation, window_starts
 from .task import Made, Task
 

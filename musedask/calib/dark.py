@@ -9,11 +9,12 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from ..io.headers import float32_card, set_card
+from ..instrument import DQ_DEADPIXEL, DQ_HOTPIXEL, DQ_SATURATED
+from ..io.headers import float32_card, remove_cards, set_card
 from ..io.muse_image import MuseImage
 from .basic import process
 from .combination import CombineParams
-from .detector import DQ_DEADPIXEL, DQ_HOTPIXEL, DQ_SATURATED
+from .dark_model import model_dark
 from .statistics import image_median_deviation, image_statistics, window_means
 from .task import Made, Task
 
@@ -85,6 +86,10 @@ def muse_dark(task: Task) -> Iterator[Made]:
     saturated = int(np.count_nonzero(image.dq == DQ_SATURATED))
     qc("MASTER NSATURATED", saturated, "Number of saturated pixels in output data")
     yield Made("MASTER_DARK", image, header)
+    if values["model"]:
+        header = header.copy()
+        remove_cards(header, r"^ESO QC ")
+        yield Made("MODEL_DARK", MuseImage(*model_dark(image.data, image.dq, image.stat), image.unit, header), header)
 
 
 def flag_hot(data: NDArray[np.float32], dq: NDArray[np.int32], sigma: float) -> int:

@@ -13,7 +13,8 @@ from numba import njit
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..instrument import DQ_COSMICRAY
+from ..instrument import DQ_COSMICRAY, DQ_SATURATED
+from ..instrument import DQ_HOTPIXEL as DQ_HOTPIXEL
 from .combination import combine_rows
 
 FloatArray = NDArray[np.float64]
@@ -21,9 +22,6 @@ FloatArray = NDArray[np.float64]
 #: raw values above this, or below `LOW_LIMIT`, are saturated [adu]
 HIGH_LIMIT = 65500
 LOW_LIMIT = 1
-DQ_SATURATED = 1 << 12
-DQ_HOTPIXEL = 1 << 8
-DQ_DEADPIXEL = 1 << 13
 #: variance where none can be estimated
 TINY = np.float32(1.17549435e-38)
 
