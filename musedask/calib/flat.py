@@ -16,12 +16,12 @@ from ..instrument import N_SLICES
 from ..io.calibrations import TraceTable
 from ..io.headers import float32_card, set_card
 from ..io.muse_image import MuseImage
-from .basic import process
+from .basic import Series, load_series
 from .combination import CombineParams
 from .detector import DQ_HOTPIXEL, DQ_SATURATED
 from .statistics import Statistics, image_statistics
 from .task import Made, Task
-from .tracing import trace
+from .tracing import mean_of_ranks, trace
 
 log = logging.getLogger("musedask")
 
@@ -64,22 +64,20 @@ def muse_flat(task: Task) -> Iterator[Made]:
         If the slices are not found: then there is a master flat, in which no pixel has been searched.
     """
     values = task.values
-    processed = process(
-        task,
-        task.tagged("FLAT"),
-        combine=CombineParams.from_values(values),
-        scale=values["scale"],
-        statistics=True,
-    )
-    image = processed.image
-    assert image.dq is not None and image.stat is not None and processed.statistics is not None
+    series = load_series(task, task.tagged("FLAT"), scale=values["scale"])
+    image = series.combine(CombineParams.from_values(values))
+    assert image.dq is not None and image.stat is not None
     header = image.header
     plain = header.copy()
-    for k, (saturated, found) in enumerate(zip(processed.saturated, processed.statistics, strict=True), 1):
-        _put_statistics(header, f"INPUT{k}", found, "raw flat i in input list")
+    for k, frame in enumerate(series.frames):
+        _put_statistics(header, f"INPUT{k + 1}", frame_statistics(series, k), "raw flat i in input list")
         set_card(
-            header, f"{_FLAT} INPUT{k} NSATURATED", saturated, "Number of saturated pixels in raw flat i in input list"
+            header,
+            f"{_FLAT} INPUT{k + 1} NSATURATED",
+            frame.saturated,
+            "Number of saturated pixels in raw flat i in input list",
         )
+    del series
     level = image_statistics(image.data)
     _put_statistics(header, "MASTER", level, "the master flat before normalization")
     _put(
@@ -159,6 +157,81 @@ def _divide(data, stat, mean):  # type: ignore[no-untyped-def]
             b[i] = b[i] / square
 
 
+# --- statistics of the input -----------------------------------------------------------------------
+
+#: rows that are processed at a time, and how many such bands tell where the median is about
+_BAND, _SAMPLES = 64, 16
+#: per cent of the pixels of the sample below and above its median among which that of all is sought
+_BRACKET = 4.0
+
+
+def frame_statistics(series: Series, k: int) -> Statistics:
+    """Statistics of all pixels of a processed frame, which is never there as a whole.
+
+    Parameters
+    ----------
+    series : Series
+    k : int
+        Number of the frame.
+
+    Returns
+    -------
+    Statistics
+        Those of `musedask.calib.statistics.image_statistics`.
+    """
+    ny, nx = series.ccd.shape
+    size = min(_BAND, ny)
+    data, stat, dq = np.empty((size, nx), np.float32), np.empty((size, nx), np.float32), np.empty((size, nx), np.int32)
+    few = max(1, size // 8)
+    sample = np.empty((_SAMPLES, few, nx), np.float32)
+    for part, y in zip(sample, np.linspace(0, ny - few, _SAMPLES).astype(int), strict=True):
+        series.rows(k, y, y + few, part, stat[:few], dq[:few])
+    low, high = np.percentile(sample, (50.0 - _BRACKET, 50.0 + _BRACKET)).astype(np.float32)
+    start = float(sample.mean(dtype=np.float64))
+    # sums about a value near the mean, of squares, number below, number between; least and largest
+    sums, counts, limits = np.zeros(2), np.zeros(2, np.int64), np.array([np.inf, -np.inf], np.float32)
+    between = np.empty(ny * nx // 4 + 1, np.float32)
+    for y in range(0, ny, size):
+        n = min(size, ny - y)
+        series.rows(k, y, y + n, data[:n], stat[:n], dq[:n])
+        _gather(data[:n], start, low, high, sums, counts, limits, between)
+    total = ny * nx
+    first, last = (total - 1) // 2 - counts[0], total // 2 - counts[0]
+    if not (first >= 0 and last < counts[1] <= between.size):
+        return image_statistics(series.image(k).data)
+    middle = np.partition(between[: counts[1]], (first, last))
+    median = 0.5 * (float(middle[first]) + float(middle[last]))
+    variance = (sums[1] - sums[0] ** 2 / total) / max(total - 1, 1)
+    return Statistics(median, start + sums[0] / total, math.sqrt(variance), float(limits[0]), float(limits[1]))
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _gather(data, start, low, high, sums, counts, limits, between):  # type: ignore[no-untyped-def]
+    least, largest = limits[0], limits[1]
+    below, n = counts[0], counts[1]
+    for j in range(data.shape[0]):
+        row = data[j]
+        a = b = 0.0
+        for i in range(row.size):
+            v = row[i]
+            least, largest = min(least, v), max(largest, v)
+            d = v - start
+            a += d
+            b += d * d
+        sums[0] += a
+        sums[1] += b
+        for i in range(row.size):
+            v = row[i]
+            if v < low:
+                below += 1
+            elif v <= high:
+                if n < between.size:
+                    between[n] = v
+                n += 1
+    limits[0], limits[1] = least, largest
+    counts[0], counts[1] = below, n
+
+
 # --- bad pixels ------------------------------------------------------------------------------------
 
 
@@ -201,6 +274,7 @@ def flag_pixels(
 def _flag(data, dq, edges, inefficient, low, high, counts):  # type: ignore[no-untyped-def]
     ny, nx = data.shape
     values = np.empty(nx, np.float32)
+    near = np.zeros((edges.shape[0], 2), np.float32)
     for j in range(ny):
         row, flags = data[j], dq[j]
         for s in range(edges.shape[0]):
@@ -208,17 +282,29 @@ def _flag(data, dq, edges, inefficient, low, high, counts):  # type: ignore[no-u
             if not (left >= 1.0 and right <= nx and left <= right):
                 continue
             first, last = math.ceil(left) - 1, math.floor(right) - 1
-            n = last - first + 1
+            part = row[first : last + 1]
+            n = part.size
             if n < 1:
                 continue
+            # the median is near that of the row below, so few values are sorted; sums are faster than branches
+            below = m = 0
+            from_, to = near[s, 0], near[s, 1]
             for i in range(n):
-                values[i] = row[first + i]
+                v = part[i]
+                below += v < from_
+                values[m] = v
+                m += (v >= from_) & (v <= to)
+            least = (n - 1) // 2
+            if not (below <= least and n // 2 < below + m):
+                below, m = 0, n
+                values[:n] = part
             # in single precision, as the reference has them: it decides about pixels on the limit
-            median = np.float32(_middle(values, n))
+            median = np.float32(mean_of_ranks(values, m, least - below, n // 2 - below))
             total = np.float32(0.0)
             for i in range(n):
-                total += abs(row[first + i] - median)
+                total += abs(part[i] - median)
             deviation = np.float64(total / np.float32(n))
+            near[s, 0], near[s, 1] = median - 0.3 * deviation, median + 0.3 * deviation
             lower, upper = median - low * deviation, median + high * deviation
             if lower <= 0.0:
                 lower = LEAST_LIMIT
@@ -246,38 +332,6 @@ def _flag(data, dq, edges, inefficient, low, high, counts):  # type: ignore[no-u
             if row[i] <= 0.0:
                 flags[i] |= DQ_BADOTHER
                 counts[3] += 1
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _middle(values, n):  # type: ignore[no-untyped-def]
-    """Median of the first n values, which are put into another order."""
-    k = n // 2
-    low, high = 0, n - 1
-    while low < high:
-        pivot = values[(low + high) // 2]
-        i, j = low, high
-        while i <= j:
-            while values[i] < pivot:
-                i += 1
-            while values[j] > pivot:
-                j -= 1
-            if i <= j:
-                values[i], values[j] = values[j], values[i]
-                i += 1
-                j -= 1
-        if k <= j:
-            high = j
-        elif k >= i:
-            low = i
-        else:
-            break
-    upper = np.float64(values[k])
-    if n % 2:
-        return upper
-    lower = values[0]
-    for i in range(1, k):
-        lower = max(lower, values[i])
-    return 0.5 * (upper + np.float64(lower))
 
 
 # --- quality control -------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..errors import RecipeError
 from ..instrument import N_SLICES
 from ..io.calibrations import TraceSamples, TraceTable
-from .fitting import TOO_FEW, fit_gaussian
+from .fitting import CONVERGED, SINGULAR, fit_gaussian
 from .statistics import fit_polynomial, iterfit, median_deviation
 
 log = logging.getLogger("musedask")
@@ -28,6 +28,8 @@ FloatArray = NDArray[np.float64]
 MIN_WIDTH, MAX_WIDTH = 72.2, 82.2
 #: half widths of the windows in which a slice and one of its edges are looked at [pix]
 HALF_WINDOW, HALF_EDGE = 55, 5
+#: width of an edge that is fitted again [pix], and how often
+BROAD, MAX_FITS = 0.8, 11
 #: how far the refinement of its edges may move the middle of a slice [pix]
 MAX_SHIFT = 0.25
 #: the first slice begins within the first pixels, and none is longer than [pix]
@@ -355,7 +357,7 @@ def _measure(data, centres, nsum, edgefrac, fallback, points, status):  # type: 
 def _threshold_edges(v, edgefrac):  # type: ignore[no-untyped-def]
     """Places where a profile falls below a fraction of its median, from the middle outwards; NaN if nowhere."""
     n = v.size
-    limit = edgefrac * np.median(v)
+    limit = edgefrac * mean_of_ranks(v.copy(), n, (n - 1) // 2, n // 2)
     offset = 0
     left = right = math.nan
     while True:
@@ -389,6 +391,50 @@ def _threshold_edges(v, edgefrac):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
+def mean_of_ranks(values, n, first, last):  # type: ignore[no-untyped-def]
+    """Mean of two values by their ranks: with those in the middle, the median.
+
+    Parameters
+    ----------
+    values : ndarray of float, shape (>= n,)
+        The first n change their places.
+    n : int
+    first, last : int
+        Ranks from 0: the same, or one and the next.
+
+    Returns
+    -------
+    float64
+    """
+    low, high = 0, n - 1
+    while low < high:
+        pivot = values[(low + high) // 2]
+        i, j = low, high
+        while i <= j:
+            while values[i] < pivot:
+                i += 1
+            while values[j] > pivot:
+                j -= 1
+            if i <= j:
+                values[i], values[j] = values[j], values[i]
+                i += 1
+                j -= 1
+        if last <= j:
+            high = j
+        elif last >= i:
+            low = i
+        else:
+            break
+    upper = np.float64(values[last])
+    if first == last:
+        return upper
+    lower = values[0]
+    for i in range(1, last):
+        lower = max(lower, values[i])
+    return 0.5 * (upper + np.float64(lower))
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
 def _refined(profile, edge, sign):  # type: ignore[no-untyped-def]
     """Place of the largest slope near an edge, or the edge itself if it cannot be fitted.
 
@@ -404,11 +450,15 @@ def _refined(profile, edge, sign):  # type: ignore[no-untyped-def]
         return edge
     begin = parameters[0]
     free = np.array([True, True, True, False])
-    code, _ = fit_gaussian(0.0, steps, np.ones(n), parameters, free, np.empty((4, 4)))
-    centre, sigma, area = parameters[0], parameters[1], parameters[2]
-    # between two pixels a peak has no width that could be found, but a place
-    if code != TOO_FEW and 0.0 <= centre <= n - 1 and sigma <= n - 1 and area > 0.0:
-        return first + centre - 0.5
+    for _ in range(MAX_FITS):
+        last = parameters[0]
+        code, _ = fit_gaussian(0.0, steps, np.ones(n), parameters, free, np.empty((4, 4)))
+        good = code in (CONVERGED, SINGULAR) and parameters[1] <= n - 1
+        # what is broader than an edge is two of them, and a fit of that goes on and on, mostly to nowhere
+        if not good or parameters[1] < BROAD or abs(parameters[0] - last) < 1e-4:
+            break
+    if good:
+        return first + parameters[0] - 0.5
     # what the fit began with may still do
     place = first + begin - 0.5
     return place if abs(place - edge) <= MAX_SHIFT else edge
@@ -468,7 +518,7 @@ def fit_traces(samples: TraceSamples, order: int = 5) -> TraceTable:
         keep = (w >= MIN_WIDTH) & (w <= MAX_WIDTH)
         if keep.any():
             median, deviation = median_deviation(w[keep])
-            keep &= np.abs(w - median) < KAPPA * deviation
+            keep &= np.abs(w - median) <= KAPPA * deviation
         y, mid, w = y[keep], mid[keep], w[keep]
         least = max(order + 1, LEAST_POINTS)
         if len(y) < least:
