@@ -332,6 +332,8 @@ def load_masters(task: Task, ccd: Ccd, tag_of_raw: str = "") -> Masters:
 
 _NO_FLOAT = np.empty((0, 0), np.float32)
 _NO_INT = np.empty((0, 0), np.int32)
+_NOT_FIXED = np.empty(0, np.float32)
+_NOT_COMBINED = kernel_arguments(CombineParams("average"), 1)
 
 
 class Series:
@@ -403,28 +405,26 @@ class Series:
         shift = np.zeros((n, steps, 4), np.float32)
         for k, frame in enumerate(frames):
             shift[k, : len(frame.shift)] = frame.shift[:, order]
-        self._setup = tuple(
-            Setup(
-                ccd.nx,
-                ccd.ny,
-                first_row.astype(np.int64),
-                np.array([first_column[0], first_column[1] + ccd.nx], np.int64),
-                levels,
-                shift,
-                np.array([frame.extra[order] for frame in frames], np.float32),
-                np.array([ccd.ports[p].gain for p in order]),
-                self.unit == "count",
-                curve,
-                curve_range,
-                bad_start,
-                bad_x,
-                bad_flags,
-                *parts(masters.bias),
-                *parts(masters.dark),
-                factors[0],
-                *parts(masters.flat),
-                factors[1],
-            )
+        self._setup = Setup(
+            ccd.nx,
+            ccd.ny,
+            first_row.astype(np.int64),
+            np.array([first_column[0], first_column[1] + ccd.nx], np.int64),
+            levels,
+            shift,
+            np.array([frame.extra[order] for frame in frames], np.float32),
+            np.array([ccd.ports[p].gain for p in order]),
+            self.unit == "count",
+            curve,
+            curve_range,
+            bad_start,
+            bad_x,
+            bad_flags,
+            *parts(masters.bias),
+            *parts(masters.dark),
+            factors[0],
+            *parts(masters.flat),
+            factors[1],
         )
         self._order = order
         self._flat_flux = None if masters.flat is None else masters.flat.header.get("ESO QC FLAT MASTER INTFLUX")
@@ -450,7 +450,9 @@ class Series:
         data, stat, dq : ndarray, shape (y1 - y0, nx)
             Are filled.
         """
-        detector.correct(self._raw, k, y0, y1, self._setup, data, stat, dq)
+        detector.correct(
+            self._raw[k : k + 1], tuple(self._setup.of(k)), _NOT_FIXED, y0, y1, data, stat, dq, *_NOT_COMBINED
+        )
 
     def image(self, k: int) -> MuseImage:
         """Process one frame."""
@@ -470,11 +472,12 @@ class Series:
         if len(self.frames) == 1 and variance is None:
             return self.image(0)
         arguments = kernel_arguments(params, len(self.frames))
-        fixed = np.empty(0, np.float32) if variance is None else np.ascontiguousarray(variance[self._order])
+        fixed = _NOT_FIXED if variance is None else np.ascontiguousarray(variance[self._order])
+        setup = tuple(self._setup)
         data, stat, dq = self._empty()
         self._in_bands(
-            lambda y0, y1: detector.correct_and_combine(
-                self._raw, y0, y1, self._setup, fixed, data, stat, dq, *arguments
+            lambda y0, y1: detector.correct(
+                self._raw, setup, fixed, y0, y1, data[y0:y1], stat[y0:y1], dq[y0:y1], *arguments
             )
         )
         return MuseImage(data, dq, stat, self.unit, self.header())

@@ -16,8 +16,6 @@ from ..io.muse_image import MuseImage
 _METHODS = {"average": 0, "median": 1, "minmax": 2, "sigclip": 3, "sum": 4}
 #: pixels that are combined at once: those of a dozen images fit into the first cache
 _BLOCK = 512
-#: rows of a band
-BAND = 8
 
 
 @dataclass(frozen=True)
@@ -133,81 +131,103 @@ def _combine_pixel(  # type: ignore[no-untyped-def]
         out_stat[i] = variance / (left * left)
 
 
-# The functions below work on rows of many good pixels at once: their loops become vector instructions.
+# The functions below work on a block of good pixels, from the first, a, on: their loops become vector instructions.
+# They are not nested, which would multiply the time to compile them; an index of two parts would stop vectorisation.
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _exchange(low, high):  # type: ignore[no-untyped-def]
-    """Bring the smaller values into `low`, the larger into `high`."""
-    for i in range(low.size):
-        u, v = low[i], high[i]
-        low[i] = u if u < v else v
-        high[i] = v if u < v else u
+def _load(rows, a, size, block):  # type: ignore[no-untyped-def]
+    for k in range(rows.shape[0]):
+        row, out = rows[k, a : a + size], block[k]
+        for i in range(size):
+            out[i] = row[i]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _exchange_both(low, high, low_stat, high_stat):  # type: ignore[no-untyped-def]
-    """The same with variances; equal values come in the order of these."""
-    for i in range(low.size):
-        u, v, p, q = low[i], high[i], low_stat[i], high_stat[i]
-        right = (u < v) | ((u == v) & (p <= q))
-        low[i] = u if right else v
-        high[i] = v if right else u
-        low_stat[i] = p if right else q
-        high_stat[i] = q if right else p
+def _sort(values, pairs, size):  # type: ignore[no-untyped-def]
+    for p in range(pairs.shape[0]):
+        low, high = values[pairs[p, 0]], values[pairs[p, 1]]
+        for i in range(size):
+            u, v = low[i], high[i]
+            low[i] = u if u < v else v
+            high[i] = v if u < v else u
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _deviations(row, middle, deviation):  # type: ignore[no-untyped-def]
-    for i in range(row.size):
-        deviation[i] += abs(np.float64(row[i]) - middle[i])
+def _sort_both(values, errors, pairs, size):  # type: ignore[no-untyped-def]
+    """Sort values together with their variances; equal values come in the order of these."""
+    for p in range(pairs.shape[0]):
+        j, k = pairs[p, 0], pairs[p, 1]
+        low, high, low_error, high_error = values[j], values[k], errors[j], errors[k]
+        for i in range(size):
+            u, v, e, f = low[i], high[i], low_error[i], high_error[i]
+            right = (u < v) | ((u == v) & (e <= f))
+            low[i] = u if right else v
+            high[i] = v if right else u
+            low_error[i] = e if right else f
+            high_error[i] = f if right else e
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _limits(lower, upper, middle):  # type: ignore[no-untyped-def]
-    for i in range(lower.size):
-        middle[i] = 0.5 * (np.float64(lower[i]) + np.float64(upper[i]))
+def _add(values, errors, first, last, a, size, total, variance):  # type: ignore[no-untyped-def]
+    for i in range(size):
+        total[i] = 0.0
+        variance[i] = 0.0
+    for k in range(first, last):
+        row, error = values[k, a : a + size], errors[k, a : a + size]
+        for i in range(size):
+            total[i] += row[i]
+            variance[i] += error[i]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _clip(middle, deviation, n, lsigma, hsigma):  # type: ignore[no-untyped-def]
-    """Turn median and sum of deviations into the limits."""
-    for i in range(middle.size):
-        mean = deviation[i] / n
-        low, high = middle[i] - lsigma * mean, middle[i] + hsigma * mean
-        equal = low == high
-        middle[i] = -np.inf if equal else low
-        deviation[i] = np.inf if equal else high
+def _add_clipped(  # type: ignore[no-untyped-def]
+    values, errors, ordered, a, size, lsigma, hsigma, low, high, total, variance, count
+):  # fmt: skip
+    """Sum the values inside the limits, which come from all."""
+    n = values.shape[0]
+    lower, upper = ordered[(n - 1) // 2], ordered[n // 2]
+    for i in range(size):
+        low[i] = 0.5 * (np.float64(lower[i]) + np.float64(upper[i]))
+        high[i] = 0.0
+        total[i] = 0.0
+        variance[i] = 0.0
+        count[i] = 0.0
+    for k in range(n):
+        row = values[k, a : a + size]
+        for i in range(size):
+            high[i] += abs(np.float64(row[i]) - low[i])
+    for i in range(size):
+        deviation = high[i] / n
+        lowest, highest = low[i] - lsigma * deviation, low[i] + hsigma * deviation
+        low[i] = -np.inf if lowest == highest else lowest
+        high[i] = np.inf if lowest == highest else highest
+    for k in range(n):
+        row, error = values[k, a : a + size], errors[k, a : a + size]
+        for i in range(size):
+            value = np.float64(row[i])
+            inside = (low[i] <= value) & (value <= high[i])
+            total[i] += value if inside else 0.0
+            variance[i] += np.float64(error[i]) if inside else 0.0
+            count[i] += 1.0 if inside else 0.0
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _add_inside(row, errors, low, high, total, variance, count):  # type: ignore[no-untyped-def]
-    for i in range(row.size):
-        value = np.float64(row[i])
-        inside = (low[i] <= value) & (value <= high[i])
-        total[i] += value if inside else 0.0
-        variance[i] += np.float64(errors[i]) if inside else 0.0
-        count[i] += 1.0 if inside else 0.0
+def _divide(total, variance, count, a, size, out_data, out_stat):  # type: ignore[no-untyped-def]
+    data, stat = out_data[a : a + size], out_stat[a : a + size]
+    for i in range(size):
+        data[i] = total[i] / count[i]
+        stat[i] = variance[i] / (count[i] * count[i])
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _add(row, errors, total, variance):  # type: ignore[no-untyped-def]
-    for i in range(row.size):
-        total[i] += row[i]
-        variance[i] += errors[i]
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _divide(total, variance, count, out_data, out_stat):  # type: ignore[no-untyped-def]
-    for i in range(total.size):
-        out_data[i] = total[i] / count[i]
-        out_stat[i] = variance[i] / (count[i] * count[i])
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _or(flags, bad):  # type: ignore[no-untyped-def]
-    for i in range(bad.size):
-        bad[i] |= flags[i]
+def _any_bad(dq, a, size, bad):  # type: ignore[no-untyped-def]
+    for i in range(size):
+        bad[i] = 0
+    for k in range(dq.shape[0]):
+        row = dq[k, a : a + size]
+        for i in range(size):
+            bad[i] |= row[i]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -226,65 +246,44 @@ def combine_rows(data, stat, dq, out_data, out_stat, out_dq, pairs, method, nlow
         See `CombineParams`; the method is a number.
     """
     n, m = data.shape
-    values = np.empty(n, np.float64)
-    which = np.empty(n, np.int64)
-    ordered = np.empty((2, n, _BLOCK), np.float32)
+    values, which = np.empty(n, np.float64), np.empty(n, np.int64)
+    ordered, errors = np.empty((n, _BLOCK), np.float32), np.empty((n, _BLOCK), np.float32)
     work = np.empty((5, _BLOCK), np.float64)
-    flags = np.empty(_BLOCK, np.int32)
+    low, high, total, variance, count = work[0], work[1], work[2], work[3], work[4]
+    bad = np.empty(_BLOCK, np.int32)
+    first, last = 0, n
+    if method == 1:
+        first, last = (n - 1) // 2, n // 2 + 1
+    elif method == 2:
+        first, last = nlow, n - nhigh
     for a in range(0, m, _BLOCK):
-        b = min(a + _BLOCK, m)
-        size = b - a
-        bad = flags[:size]
-        bad[:] = 0
-        for k in range(n):
-            _or(dq[k, a:b], bad)
-        low, high = work[0, :size], work[1, :size]
-        total, variance, count = work[2, :size], work[3, :size], work[4, :size]
-        total[:] = 0.0
-        variance[:] = 0.0
-        out, out_error = out_data[a:b], out_stat[a:b]
-        if method == 0 or method == 4:
-            count[:] = n if method == 0 else 1.0
-            for k in range(n):
-                _add(data[k, a:b], stat[k, a:b], total, variance)
-        elif method == 3:
-            count[:] = 0.0
-            high[:] = 0.0
-            for k in range(n):
-                ordered[0, k, :size] = data[k, a:b]
-            for p in range(pairs.shape[0]):
-                _exchange(ordered[0, pairs[p, 0], :size], ordered[0, pairs[p, 1], :size])
-            _limits(ordered[0, (n - 1) // 2, :size], ordered[0, n // 2, :size], low)
-            for k in range(n):
-                _deviations(data[k, a:b], low, high)
-            _clip(low, high, n, lsigma, hsigma)
-            for k in range(n):
-                _add_inside(data[k, a:b], stat[k, a:b], low, high, total, variance, count)
+        size = min(_BLOCK, m - a)
+        _any_bad(dq, a, size, bad)
+        if method == 3:
+            _load(data, a, size, ordered)
+            _sort(ordered, pairs, size)
+            _add_clipped(data, stat, ordered, a, size, lsigma, hsigma, low, high, total, variance, count)
         else:
-            for k in range(n):
-                ordered[0, k, :size] = data[k, a:b]
-                ordered[1, k, :size] = stat[k, a:b]
-            for p in range(pairs.shape[0]):
-                i, j = pairs[p]
-                _exchange_both(
-                    ordered[0, i, :size], ordered[0, j, :size], ordered[1, i, :size], ordered[1, j, :size]
-                )
-            first, last = (nlow, n - nhigh) if method == 2 else ((n - 1) // 2, n // 2 + 1)
-            count[:] = last - first
-            for k in range(first, last):
-                _add(ordered[0, k, :size], ordered[1, k, :size], total, variance)
-        _divide(total, variance, count, out, out_error)
-        if method == 1 and n % 2 == 0:
-            # as the reference has it: the sum of the variances of the two in the middle
-            for i in range(size):
-                out_error[i] = variance[i]
-        for i in range(a, b):
+            count[:] = 1.0 if method == 4 else last - first
+            if method == 1 or method == 2:
+                _load(data, a, size, ordered)
+                _load(stat, a, size, errors)
+                _sort_both(ordered, errors, pairs, size)
+                _add(ordered, errors, first, last, 0, size, total, variance)
+            else:
+                _add(data, stat, 0, n, a, size, total, variance)
+        _divide(total, variance, count, a, size, out_data, out_stat)
+        for i in range(size):
+            x = a + i
             # not a number: nothing is left, which is not to be
-            if bad[i - a] == 0 and out_data[i] == out_data[i]:
-                out_dq[i] = 0
+            if bad[i] == 0 and out_data[x] == out_data[x]:
+                out_dq[x] = 0
+                if method == 1 and n % 2 == 0:
+                    # as the reference has it: the sum of the variances of the two in the middle
+                    out_stat[x] = variance[i]
             else:
                 _combine_pixel(
-                    data, stat, dq, i, out_data, out_stat, out_dq, method, nlow, nhigh, nkeep, lsigma, hsigma, values,
+                    data, stat, dq, x, out_data, out_stat, out_dq, method, nlow, nhigh, nkeep, lsigma, hsigma, values,
                     which,
                 )  # fmt: skip
 
@@ -379,17 +378,11 @@ def combine_images(images: Sequence[MuseImage], params: CombineParams) -> MuseIm
         dq[:] = 0 if first.dq is None else first.dq
         return MuseImage(data, dq, stat, first.unit, first.header.copy())
     arguments = kernel_arguments(params, len(images))
-    buffers = [np.zeros((len(images), BAND * nx), t) for t in (np.float32, np.float32, np.int32)]
-    for y in range(0, ny, BAND):
-        rows = slice(y, min(y + BAND, ny))
-        m = (rows.stop - rows.start) * nx
+    buffers = [np.zeros((len(images), nx), t) for t in (np.float32, np.float32, np.int32)]
+    for y in range(ny):
         for k, image in enumerate(images):
             for buffer, array in zip(buffers, (image.data, image.stat, image.dq), strict=True):
                 if array is not None:
-                    buffer[k, :m] = array[rows].reshape(-1)
-        combine_rows(
-            *(buffer[:, :m] for buffer in buffers),
-            *(array[rows].reshape(-1) for array in (data, stat, dq)),
-            *arguments,
-        )
+                    buffer[k] = array[y]
+        combine_rows(buffers[0], buffers[1], buffers[2], data[y], stat[y], dq[y], *arguments)
     return MuseImage(data, dq, stat, first.unit, first.header.copy())

@@ -572,43 +572,26 @@ def _correct(raw, k, y, s, data, stat, dq):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def correct(raw, k, y0, y1, setup, data, stat, dq):  # type: ignore[no-untyped-def]
-    """Process rows of a raw image: level, bias, gain, dark, flat; every step is rounded to float32.
+def correct(  # type: ignore[no-untyped-def]
+    raw, setup, fixed, y0, y1, data, stat, dq, pairs, method, nlow, nhigh, nkeep, lsigma, hsigma
+):  # fmt: skip
+    """Process rows of raw images and combine them: level, bias, gain, dark, flat; every step is rounded to float32.
 
     Parameters
     ----------
     raw : ndarray of uint16, shape (n, raw rows, raw columns)
-    k : int
-        Which image.
-    y0, y1 : int
-        First row of the image without scans, and the one after the last.
     setup : tuple
         See `Setup`.
-    data, stat : ndarray of float32, shape (y1 - y0, columns)
-    dq : ndarray of int32, shape (y1 - y0, columns)
-        Are filled.
-    """
-    for y in range(y0, y1):
-        _correct(raw, k, y, setup, data[y - y0], stat[y - y0], dq[y - y0])
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def correct_and_combine(  # type: ignore[no-untyped-def]
-    raw, y0, y1, setup, fixed, data, stat, dq, pairs, method, nlow, nhigh, nkeep, lsigma, hsigma
-):  # fmt: skip
-    """Process rows of raw images and combine them.
-
-    Parameters
-    ----------
-    raw, y0, y1, setup
-        As of `correct`.
     fixed : ndarray of float32, shape (4,) or (0,)
         Variance of all pixels of the quadrants bottom left, bottom right, top left and top right [adu2], instead
         of that of each pixel.
-    data, stat, dq : ndarray, shape (rows, columns)
-        Their rows `y0` to `y1` are filled.
+    y0, y1 : int
+        First row of the image without scans, and the one after the last.
+    data, stat : ndarray of float32, shape (y1 - y0, columns)
+    dq : ndarray of int32, shape (y1 - y0, columns)
+        Are filled.
     pairs, method, nlow, nhigh, nkeep, lsigma, hsigma
-        As of `combine_rows`.
+        As of `combine_rows`; of a single image nothing is combined.
     """
     n, nx = raw.shape[0], setup[0]
     values, errors = np.empty((n, 2 * nx), np.float32), np.empty((n, 2 * nx), np.float32)
@@ -620,9 +603,13 @@ def correct_and_combine(  # type: ignore[no-untyped-def]
             half = 2 if y >= setup[1] else 0
             errors[:, :nx] = fixed[half]
             errors[:, nx:] = fixed[half + 1]
-        combine_rows(
-            values, errors, flags, data[y], stat[y], dq[y], pairs, method, nlow, nhigh, nkeep, lsigma, hsigma
-        )
+        if n == 1:
+            data[y - y0], stat[y - y0], dq[y - y0] = values[0], errors[0], flags[0]
+        else:
+            combine_rows(
+                values, errors, flags, data[y - y0], stat[y - y0], dq[y - y0], pairs, method, nlow, nhigh, nkeep,
+                lsigma, hsigma,
+            )  # fmt: skip
 
 
 class Setup(NamedTuple):
@@ -690,3 +677,11 @@ class Setup(NamedTuple):
     flat_stat: NDArray[np.float32]
     flat_dq: NDArray[np.int32]
     scale: FloatArray
+
+    def of(self, k: int) -> Setup:
+        """The setup of one of the images."""
+        one = slice(k, k + 1)
+        return self._replace(
+            levels=self.levels[one], shift=self.shift[one], extra=self.extra[one], dark_factor=self.dark_factor[one],
+            scale=self.scale[one],
+        )  # fmt: skip

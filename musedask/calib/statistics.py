@@ -99,11 +99,12 @@ def _windows(data, dq, rows, columns, size):  # type: ignore[no-untyped-def]
     w = 0
     for y0 in rows:
         for x0 in columns:
-            reference = np.float64(data[y0, x0])
-            n, total, square = 0, 0.0, 0.0
+            n, reference, total, square = 0, 0.0, 0.0, 0.0
             for y in range(y0, y0 + size):
                 for x in range(x0, x0 + size):
                     if dq[y, x] == 0:
+                        if n == 0:
+                            reference = np.float64(data[y, x])
                         d = np.float64(data[y, x]) - reference
                         n += 1
                         total += d
