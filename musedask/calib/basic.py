@@ -26,7 +26,7 @@ from ..io.muse_image import MuseImage, read_muse_image
 from ..io.raw_read import RawCards, read_image
 from ..io.sof import Frame
 from . import detector
-from .combination import CombineParams, kernel_arguments
+from .combination import CombineParams, combine_rows, kernel_arguments
 from .detector import Overscan, OverscanParams, Setup
 from .statistics import Statistics, image_statistics
 from .task import Task
@@ -332,8 +332,8 @@ def load_masters(task: Task, ccd: Ccd, tag_of_raw: str = "") -> Masters:
 
 _NO_FLOAT = np.empty((0, 0), np.float32)
 _NO_INT = np.empty((0, 0), np.int32)
-_NOT_FIXED = np.empty(0, np.float32)
-_NOT_COMBINED = kernel_arguments(CombineParams("average"), 1)
+#: rows that are processed and combined at once: those of a dozen images fit into the second cache
+_ROWS = 4
 
 
 class Series:
@@ -450,9 +450,7 @@ class Series:
         data, stat, dq : ndarray, shape (y1 - y0, nx)
             Are filled.
         """
-        detector.correct(
-            self._raw[k : k + 1], tuple(self._setup.of(k)), _NOT_FIXED, y0, y1, data, stat, dq, *_NOT_COMBINED
-        )
+        detector.correct(self._raw[k : k + 1], tuple(self._setup.of(k)), y0, y1, data[None], stat[None], dq[None])
 
     def image(self, k: int) -> MuseImage:
         """Process one frame."""
@@ -472,14 +470,27 @@ class Series:
         if len(self.frames) == 1 and variance is None:
             return self.image(0)
         arguments = kernel_arguments(params, len(self.frames))
-        fixed = _NOT_FIXED if variance is None else np.ascontiguousarray(variance[self._order])
         setup = tuple(self._setup)
         data, stat, dq = self._empty()
-        self._in_bands(
-            lambda y0, y1: detector.correct(
-                self._raw, setup, fixed, y0, y1, data[y0:y1], stat[y0:y1], dq[y0:y1], *arguments
-            )
-        )
+        n, nx = len(self.frames), data.shape[1]
+
+        def combine(start: int, stop: int) -> None:
+            rows = min(_ROWS, stop - start)
+            buffers = [np.empty(n * rows * nx, t) for t in (np.float32, np.float32, np.int32)]
+            for y0 in range(start, stop, rows):
+                y1 = min(y0 + rows, stop)
+                values, errors, flags = (b[: n * (y1 - y0) * nx].reshape(n, y1 - y0, nx) for b in buffers)
+                detector.correct(self._raw, setup, y0, y1, values, errors, flags)
+                if variance is not None:
+                    for port in self.ccd.ports:
+                        own, columns = self.ccd.trimmed(port)
+                        errors[:, max(own.start - y0, 0) : max(own.stop - y0, 0), columns] = variance[port.number - 1]
+                combine_rows(
+                    values.reshape(n, -1), errors.reshape(n, -1), flags.reshape(n, -1), data[y0:y1].reshape(-1),
+                    stat[y0:y1].reshape(-1), dq[y0:y1].reshape(-1), *arguments,
+                )  # fmt: skip
+
+        self._in_bands(combine)
         return MuseImage(data, dq, stat, self.unit, self.header())
 
     def _empty(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int32]]:

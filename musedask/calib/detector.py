@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..instrument import DQ_COSMICRAY, DQ_SATURATED
 from ..instrument import DQ_HOTPIXEL as DQ_HOTPIXEL
-from .combination import combine_rows
 
 FloatArray = NDArray[np.float64]
 
@@ -73,28 +72,36 @@ def parse_overscan(overscan: str, reject: str, sigma: float, ignore: int) -> Ove
     InputError
         If a method is unknown or its values are no numbers.
     """
-    method, numbers = _split("overscan", overscan, ("none", "offset", "vpoly"), 3)
-    order, frms, fchisq = (*numbers, *(15.0, 1.00001, 1.00001)[len(numbers) :])
-    rejection, values = _split("ovscreject", reject, ("none", "dcr", "fit"), 4)
-    defaults = (5.0,) if rejection == "fit" else (128.0, 32.0, 3.0, 2.5)
-    values = (*values, *defaults[len(values) :])
-    xbox, ybox, npass, threshold = (0, 0, 0, values[0]) if rejection == "fit" else values
+    method, numbers = _split("overscan", overscan, {"none": (), "offset": (), "vpoly": (15.0, 1.00001, 1.00001)})
+    order, frms, fchisq = numbers or (0.0, 0.0, 0.0)
+    if method == "vpoly" and (order < 1 or order % 1):
+        raise InputError(f"parameter overscan: {overscan!r} found, expected an order of 1 or more")
+    if method == "vpoly" and not (frms > 1 and fchisq > 1):
+        raise InputError(f"parameter overscan: {overscan!r} found, expected factors above 1")
+    rejection, values = _split(
+        "ovscreject", reject, {"none": (), "dcr": (128.0, 32.0, 3.0, 2.5), "fit": (5.0,)}
+    )
+    if not all(value > 0 for value in values):
+        raise InputError(f"parameter ovscreject: {reject!r} found, expected positive numbers")
+    xbox, ybox, npass, threshold = values if rejection == "dcr" else (0.0, 0.0, 0.0, *(values or (0.0,)))
     return OverscanParams(
         method, int(order), frms, fchisq, rejection, int(xbox), int(ybox), int(npass), threshold, sigma, ignore
     )
 
 
-def _split(name: str, text: str, methods: tuple[str, ...], most: int) -> tuple[str, tuple[float, ...]]:
+def _split(name: str, text: str, defaults: dict[str, tuple[float, ...]]) -> tuple[str, tuple[float, ...]]:
+    """Method and its numbers, completed by the defaults."""
     method, _, rest = text.partition(":")
-    if method not in methods:
-        raise InputError(f"parameter {name}: {text!r} found, expected one of {', '.join(methods)}")
+    if method not in defaults or (rest and not defaults[method]):
+        raise InputError(f"parameter {name}: {text!r} found, expected one of {', '.join(defaults)}")
     try:
         values = tuple(float(v) for v in rest.split(",")) if rest else ()
     except ValueError:
         raise InputError(f"parameter {name}: {text!r} found, expected numbers after {method}:") from None
-    if len(values) > most:
+    if len(values) > len(defaults[method]):
+        most = len(defaults[method])
         raise InputError(f"parameter {name}: {text!r} found, expected at most {most} numbers after {method}:")
-    return method, values
+    return method, (*values, *defaults[method][len(values) :])
 
 
 # --- overscan --------------------------------------------------------------------------------------
@@ -572,44 +579,23 @@ def _correct(raw, k, y, s, data, stat, dq):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def correct(  # type: ignore[no-untyped-def]
-    raw, setup, fixed, y0, y1, data, stat, dq, pairs, method, nlow, nhigh, nkeep, lsigma, hsigma
-):  # fmt: skip
-    """Process rows of raw images and combine them: level, bias, gain, dark, flat; every step is rounded to float32.
+def correct(raw, setup, y0, y1, data, stat, dq):  # type: ignore[no-untyped-def]
+    """Process rows of raw images: level, bias, gain, dark, flat; every step is rounded to float32.
 
     Parameters
     ----------
     raw : ndarray of uint16, shape (n, raw rows, raw columns)
     setup : tuple
         See `Setup`.
-    fixed : ndarray of float32, shape (4,) or (0,)
-        Variance of all pixels of the quadrants bottom left, bottom right, top left and top right [adu2], instead
-        of that of each pixel.
     y0, y1 : int
         First row of the image without scans, and the one after the last.
-    data, stat : ndarray of float32, shape (y1 - y0, columns)
-    dq : ndarray of int32, shape (y1 - y0, columns)
+    data, stat : ndarray of float32, shape (n, y1 - y0, columns)
+    dq : ndarray of int32, shape (n, y1 - y0, columns)
         Are filled.
-    pairs, method, nlow, nhigh, nkeep, lsigma, hsigma
-        As of `combine_rows`; of a single image nothing is combined.
     """
-    n, nx = raw.shape[0], setup[0]
-    values, errors = np.empty((n, 2 * nx), np.float32), np.empty((n, 2 * nx), np.float32)
-    flags = np.empty((n, 2 * nx), np.int32)
-    for y in range(y0, y1):
-        for k in range(n):
-            _correct(raw, k, y, setup, values[k], errors[k], flags[k])
-        if fixed.size:
-            half = 2 if y >= setup[1] else 0
-            errors[:, :nx] = fixed[half]
-            errors[:, nx:] = fixed[half + 1]
-        if n == 1:
-            data[y - y0], stat[y - y0], dq[y - y0] = values[0], errors[0], flags[0]
-        else:
-            combine_rows(
-                values, errors, flags, data[y - y0], stat[y - y0], dq[y - y0], pairs, method, nlow, nhigh, nkeep,
-                lsigma, hsigma,
-            )  # fmt: skip
+    for k in range(raw.shape[0]):
+        for y in range(y0, y1):
+            _correct(raw, k, y, setup, data[k, y - y0], stat[k, y - y0], dq[k, y - y0])
 
 
 class Setup(NamedTuple):
