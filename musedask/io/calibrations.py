@@ -76,6 +76,9 @@ def _by_slice(path: Path, hdu: fits.BinTableHDU) -> NDArray[np.intp]:
     numbers = get_column(path, hdu, Column("SliceNo", "J"))
     rows = np.full(N_SLICES, -1, np.intp)
     for row, number in enumerate(numbers):
+        # the reference leaves the rows of failed slices empty
+        if number == 0:
+            continue
         if not 1 <= number <= N_SLICES:
             raise InputError(f"{path}: SliceNo {number} found, expected 1..{N_SLICES}")
         rows[number - 1] = row
@@ -283,12 +286,17 @@ def wavecal_hdu(table: WavecalTable, name: str | None = None) -> fits.BinTableHD
     c = checked_array(table.coefficients, (N_SLICES, None, None), "WAVECAL_TABLE: coefficients")
     if max(c.shape[1:]) > 10:
         raise InputError(f"WAVECAL_TABLE: orders {c.shape[1] - 1}, {c.shape[2] - 1} found, expected at most 9")
-    columns: list[tuple[Column, Any]] = [(Column("SliceNo", "J", "No"), np.arange(1, N_SLICES + 1))]
+    # the reference leaves the rows of failed slices empty
+    numbers = np.where(np.isfinite(c).all(axis=(1, 2)), np.arange(1, N_SLICES + 1), 0)
+    columns: list[tuple[Column, Any]] = [(Column("SliceNo", "J", "No"), numbers)]
     columns += [
         (Column(f"wlc{i}{j}", "D", ANGSTROM), c[:, i, j]) for i in range(c.shape[1]) for j in range(c.shape[2])
     ]
     columns.append((Column("MSE", "D"), checked_array(table.mse, (N_SLICES,), "WAVECAL_TABLE: mse")))
-    return bintable(columns, name)
+    hdu = bintable(columns, name)
+    if not numbers.all():
+        hdu.columns["SliceNo"].null = 0
+    return hdu
 
 
 def read_wavecal_table(path: PathLike, *, ifu: int | None = None) -> WavecalTable:
@@ -307,6 +315,70 @@ def read_wavecal_table(path: PathLike, *, ifu: int | None = None) -> WavecalTabl
         ]
         mse = _pick(get_column(path, hdu, Column("MSE", "D")), rows)
         return WavecalTable(np.moveaxis(np.array(values), 2, 0), mse, header)
+
+
+@dataclass(frozen=True, eq=False)
+class WavecalResiduals:
+    """Residuals of the measured positions of arc lines, in each iteration of the fit of a slice.
+
+    Attributes
+    ----------
+    ccd_slice : ndarray of uint8, shape (n,)
+    iteration : ndarray of int32, shape (n,)
+        From 1; a position that was rejected is not in the next ones.
+    x : ndarray of int32, shape (n,) [pix]
+        Column.
+    y : ndarray of float64, shape (n,) [pix]
+        Measured position; single precision in the file.
+    wave : ndarray of float64, shape (n,) [Angstrom]
+        Wavelength of the line; single precision in the file.
+    residual : ndarray of float64, shape (n,) [Angstrom]
+        Wavelength of the line minus that of the fit.
+    limit : ndarray of float64, shape (n,) [Angstrom]
+        From where on positions were rejected.
+    header : astropy.io.fits.Header
+    """
+
+    ccd_slice: NDArray[np.uint8]
+    iteration: NDArray[np.int32]
+    x: NDArray[np.int32]
+    y: FloatArray
+    wave: FloatArray
+    residual: FloatArray
+    limit: FloatArray
+    header: fits.Header = field(default_factory=fits.Header, repr=False)
+
+
+_WAVECAL_RESIDUALS = (
+    Column("slice", "B", "", "ccd_slice"),
+    Column("iteration", "J", "", "iteration"),
+    Column("x", "J", "pix", "x"),
+    Column("y", "E", "pix", "y"),
+    Column("lambda", "E", ANGSTROM, "wave"),
+    Column("residual", "D", ANGSTROM, "residual"),
+    Column("rejlimit", "D", ANGSTROM, "limit"),
+)
+
+
+def write_wavecal_residuals(
+    path: PathLike, residuals: WavecalResiduals, *, header: fits.Header, overwrite: bool = False
+) -> Path:
+    """Write WAVECAL_RESIDUALS; parameters as in `write_trace_table`."""
+    return write_tables(path, header, [wavecal_residuals_hdu(residuals)], overwrite)
+
+
+def wavecal_residuals_hdu(residuals: WavecalResiduals, name: str | None = None) -> fits.BinTableHDU:
+    """Extension of WAVECAL_RESIDUALS."""
+    same_length("WAVECAL_RESIDUALS", residuals)
+    return columns_of(_WAVECAL_RESIDUALS, residuals, name)
+
+
+def read_wavecal_residuals(path: PathLike, *, ifu: int | None = None) -> WavecalResiduals:
+    """Read WAVECAL_RESIDUALS; parameters and errors as in `read_trace_table`."""
+    path = Path(path)
+    with open_fits(path) as hdus:
+        hdu, header = find_table(hdus, path, ifu, "WAVECAL_RESIDUALS")
+        return read_as(WavecalResiduals, path, hdu, _WAVECAL_RESIDUALS, header=header)
 
 
 # --- GEOMETRY_TABLE --------------------------------------------------------------------------------

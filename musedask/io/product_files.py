@@ -148,6 +148,7 @@ def _table_makers() -> dict[str, Callable[[Any], fits.BinTableHDU]]:
         "TraceTable": calibrations.trace_hdu,
         "TraceSamples": calibrations.trace_samples_hdu,
         "WavecalTable": calibrations.wavecal_hdu,
+        "WavecalResiduals": calibrations.wavecal_residuals_hdu,
         "LsfProfile": calibrations.lsf_hdu,
     }
 

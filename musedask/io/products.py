@@ -127,7 +127,7 @@ def channel_number(name: str | None) -> int | None:
 
 @dataclass(frozen=True)
 class Column:
-    """A column: name and unit in the file, FITS type (J E D A), attribute of the class."""
+    """A column: name and unit in the file, FITS type (B J E D A), attribute of the class."""
 
     name: str
     kind: str
@@ -145,7 +145,7 @@ def bintable(columns: Sequence[tuple[Column, Any]], name: str | None = None) -> 
             width = max([1, *(len(t) for t in texts)])
             made.append(fits.Column(column.name, f"{width}A", unit=unit, array=np.array(texts, f"S{width}")))
         else:
-            dtype = {"J": np.int32, "E": np.float32, "D": np.float64}[column.kind]
+            dtype = {"B": np.uint8, "J": np.int32, "E": np.float32, "D": np.float64}[column.kind]
             made.append(fits.Column(column.name, f"1{column.kind}", unit=unit, array=np.asarray(values, dtype)))
     hdu = fits.BinTableHDU.from_columns(made)
     if name is not None:
@@ -229,7 +229,7 @@ def get_column(path: Path, hdu: fits.BinTableHDU, column: Column) -> Any:
         raise InputError(f"{label}: column {column.name} has {values.dtype}, expected {expected}")
     if column.kind == "A":
         return np.array([str(v).rstrip() for v in values], np.str_)
-    return values.astype({"J": np.int32, "E": np.float64, "D": np.float64}[column.kind])
+    return values.astype({"B": np.uint8, "J": np.int32, "E": np.float64, "D": np.float64}[column.kind])
 
 
 def read_as(cls: type[T], path: Path, hdu: fits.BinTableHDU, columns: Sequence[Column], **more: Any) -> T:
