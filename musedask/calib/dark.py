@@ -9,6 +9,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from ..errors import InputError
 from ..instrument import DQ_DEADPIXEL, DQ_HOTPIXEL, DQ_SATURATED
 from ..io.headers import float32_card, remove_cards, set_card
 from ..io.muse_image import MuseImage
@@ -61,7 +62,10 @@ def muse_dark(task: Task) -> Iterator[Made]:
         for columns in (slice(0, nx), slice(nx, 2 * nx)):
             section = rows, columns
             flagged += flag_hot(image.data[section], image.dq[section], values["hotsigma"])
-    exptime = float(header["EXPTIME"])
+    exptime = header.get("EXPTIME")
+    if not exptime or exptime < 0:
+        first = task.tagged("DARK")[0].path
+        raise InputError(f"{first}: EXPTIME {exptime} found, expected a positive number in a DARK")
     if values["normalize"] > 0:
         factor = values["normalize"] / exptime
         np.multiply(image.data, factor, out=image.data, casting="same_kind")

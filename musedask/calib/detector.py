@@ -178,13 +178,13 @@ def _one_box(values, flags, y0, y1, x0, x1, threshold, scratch):  # type: ignore
 
 @njit(nogil=True, cache=True)
 def _starts(size, box):  # type: ignore[no-untyped-def]
-    """First pixels of boxes of `box` + 1 pixels along an axis."""
+    """First pixels of boxes of `box` + 1 pixels along an axis; the last one is cut, as in the reference."""
     step = max(box // 2, 1)
     out = [0]
     while out[-1] + step + box < size:
         out.append(out[-1] + step)
     if out[-1] + box < size - 1:
-        out.append(size - 1 - box)
+        out.append(size - box)
     return out
 
 
