@@ -35,6 +35,8 @@ LEAST_LIMIT = 1e-4
 LOW_EFFICIENCY = 0.2
 #: rows [pix] at which the reference evaluates traces: the middle and the last of a detector that is not binned
 MIDDLE, LAST = 2056, 4112
+#: columns of a detector [pix]
+COLUMNS = 4096
 #: rows above and below the middle in which the level of a slice is measured
 LEVEL_ROWS = 100
 #: the outermost slices of the field, and where they are
@@ -388,7 +390,7 @@ def put_trace_quality(header: fits.Header, traces: TraceTable) -> None:
             log.warning("slice %d: there is no trace", s)
             continue
         centre, left, right = (float(polynomial.polyval(MIDDLE, c)) for c in own)
-        if not 1 <= left <= centre <= right <= 2 * MIDDLE:
+        if not 1 <= centre <= COLUMNS:
             log.warning(
                 "slice %d: its centre is %.1f at row %d, its edges %.1f and %.1f", s, centre, MIDDLE, left, right
             )
@@ -421,14 +423,17 @@ def put_trace_quality(header: fits.Header, traces: TraceTable) -> None:
         if math.isfinite(last_edge):
             gaps.append(left - last_edge)
         last_edge = right
-    widths = traces.width[np.isfinite(traces.width)]
+    # as they are in the table
+    widths = traces.width[np.isfinite(traces.width)].astype(np.float32).astype(np.float64)
     texts = {
         "GAPS": ("Median of gaps", "Mean of gaps", "Standard deviation of gaps", "Minimum of gap", "Maximum gap"),
         "WIDTHS": ("Median width", "Mean width", "Standard deviation of widths", "Minimum width", "Maximum width"),
     }
     for name, numbers, end in (("GAPS", np.array(gaps), "between slices"), ("WIDTHS", widths, "of slices")):
+        # zeros where there is nothing, as in the reference
+        found: tuple[float, ...] = 5 * (0.0,)
         if len(numbers):
             stdev = numbers.std(ddof=1) if len(numbers) > 1 else 0.0
-            found = np.median(numbers), numbers.mean(), stdev, numbers.min(), numbers.max()
-            for key, value, text in zip(("MEDIAN", "MEAN", "STDEV", "MIN", "MAX"), found, texts[name], strict=True):
-                _put(header, f"{_TRACE} {name} {key}", float(value), f"[pix] {text} {end}")
+            found = tuple(map(float, (np.median(numbers), numbers.mean(), stdev, numbers.min(), numbers.max())))
+        for key, value, text in zip(("MEDIAN", "MEAN", "STDEV", "MIN", "MAX"), found, texts[name], strict=True):
+            _put(header, f"{_TRACE} {name} {key}", value, f"[pix] {text} {end}")
