@@ -142,22 +142,29 @@ def write_trace_table(
 
 
 def trace_hdu(table: TraceTable, name: str | None = None) -> fits.BinTableHDU:
-    """Extension of a TRACE_TABLE."""
+    """Extension of a TRACE_TABLE; rows of slices without a trace are undefined in all columns."""
     n = np.shape(table.centre)[1]
     polynomials = [
         checked_array(v, (N_SLICES, n), f"TRACE_TABLE: {key}")
         for key, v in (("centre", table.centre), ("left", table.left), ("right", table.right))
     ]
     mse = checked_array(table.mse, (N_SLICES, 3), "TRACE_TABLE: mse")
+    numbers = np.arange(1, N_SLICES + 1)
+    missing = np.isnan(polynomials[0]).any(axis=1)
+    numbers[missing] = 0
     columns: list[tuple[Column, Any]] = [
-        (Column("SliceNo", "J", "No"), np.arange(1, N_SLICES + 1)),
+        (Column("SliceNo", "J", "No"), numbers),
         (Column("Width", "E", "pix"), checked_array(table.width, (N_SLICES,), "TRACE_TABLE: width")),
     ]
     for i, values in enumerate(polynomials):
         columns += [(Column(f"tc{i}_{j:02d}", "D", "pix"), values[:, j]) for j in range(n)]
         # the reference gives the unit of a length, not of its square
         columns.append((Column(f"MSE{i}", "D", "pix"), mse[:, i]))
-    return bintable(columns, name)
+    hdu = bintable(columns, name)
+    if missing.any():
+        hdu.columns["SliceNo"].null = 0
+        hdu.header.set("TNULL1", 0, after="TUNIT1")
+    return hdu
 
 
 def read_trace_table(path: PathLike, *, ifu: int | None = None) -> TraceTable:

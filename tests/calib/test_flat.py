@@ -17,7 +17,7 @@ from musedask.calib.statistics import image_statistics, median_deviation
 from musedask.calib.task import Task
 from musedask.errors import RecipeError
 from musedask.instrument import N_SLICES
-from musedask.io.calibrations import TraceTable
+from musedask.io.calibrations import TraceTable, read_trace_table, write_trace_table
 from musedask.io.headers import set_card
 from musedask.io.muse_image import MuseImage, write_muse_image
 from musedask.io.products import channel
@@ -199,6 +199,19 @@ def test_a_failed_search_leaves_a_master_flat(tmp_path, bias):
     assert set(np.unique(made.content.dq)) == {0, 0x2000}
     with pytest.raises(RecipeError, match="slices: "):
         next(products)
+
+
+def test_the_row_of_a_lost_slice_is_undefined(tmp_path):
+    table = straight()
+    for values in (table.centre, table.left, table.right, table.mse, table.width):
+        values[10] = np.nan
+    path = write_trace_table(tmp_path / "TRACE_TABLE-01.fits", table, header=raw_header())
+    with fits.open(path) as hdus:
+        assert hdus[1].header["TNULL1"] == 0
+        assert hdus[1].data["SliceNo"].tolist() == [*range(1, 11), 0, *range(12, 49)]
+    found = read_trace_table(path)
+    for name in ("centre", "left", "right", "width", "mse"):
+        np.testing.assert_allclose(getattr(found, name), getattr(table, name), rtol=1e-6)
 
 
 @pytest.mark.parametrize(
