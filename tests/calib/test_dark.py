@@ -193,7 +193,7 @@ def test_stripes_go():
 def test_plane_of_the_middle():
     random = np.random.default_rng(6)
     y, x = np.mgrid[0:1200, 0:1100]
-    plane = 1.5 + 1e-3 * x - 1e-3 * y
+    plane = 0.02 + 1e-4 * x - 1e-4 * y
     data = (plane + random.normal(0, 0.5, plane.shape)).astype(np.float32)
     dq = np.zeros(plane.shape, np.int32)
     data[550:560, 520] = 100
@@ -202,7 +202,8 @@ def test_plane_of_the_middle():
     data[:, 620] = 30
     found = _plane(data, dq)
     # negative ones become 0
-    assert found[:, 500:600] == pytest.approx(np.maximum(plane, 0)[:, 500:600], abs=0.1)
+    middle = slice(450, 750), slice(450, 650)
+    assert found[middle] == pytest.approx(np.maximum(plane, 0)[middle], abs=0.05)
     assert found.min() == 0
 
 
@@ -269,7 +270,7 @@ def test_model_of_plane_glow_and_stripes():
     difference = model - plane - glow
     inside = np.hypot(np.minimum(y, CCD[0] + 1 - y), np.minimum(x, CCD[1] + 1 - x)) < 800
     assert np.abs(difference[~inside]).max() < 0.1
-    assert np.sqrt(np.mean(difference[inside] ** 2)) < 0.1
+    assert np.sqrt(np.mean(difference[inside] ** 2)) < 0.2
     assert flags[2000, 2000] == DQ_HOTPIXEL
     assert flags[2000, 2100] == DQ_DEADPIXEL
     assert flags[1500, 1500] == 1 << 13 | DQ_HOTPIXEL
@@ -278,5 +279,5 @@ def test_model_of_plane_glow_and_stripes():
     assert (flags != 0).mean() < 1e-3
     # noise of the smoothed residual, which is not in the stripe either
     smooth = 9 / (4 * np.pi * (11 / 2.3548) ** 2)
-    assert np.median(variance - stat) == pytest.approx(0.455 * smooth, rel=0.1)
+    assert np.median(variance - stat) == pytest.approx(0.455 * smooth, rel=0.15)
     assert (variance >= stat).all()
