@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ..instrument import SPECTRAL_SAMPLING
 from .combination import CombineParams, combine_rows, kernel_arguments
-from .fitting import CONVERGED, SINGULAR, TOO_FEW, fit_gaussian, fit_gaussians, guess_gaussian, solve
+from .fitting import CONVERGED, TOO_FEW, fit_gaussian, fit_gaussians, guess_gaussian, solve
 
 FloatArray = NDArray[np.float64]
 
@@ -475,7 +475,10 @@ def polynomial(coefficients, x):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, cache=True)
 def _reject(x, y, n, order, kappa, keep):  # type: ignore[no-untyped-def]
-    """Fit a polynomial, reject all at or beyond kappa times the scatter, repeat; returns the variance, or NaN."""
+    """Fit a polynomial, reject all at or beyond kappa times the scatter, repeat.
+
+    Returns the variance, NaN if there are too few points from the beginning.
+    """
     low, high = x[0], x[0]
     for i in range(n):
         keep[i] = True
@@ -489,9 +492,11 @@ def _reject(x, y, n, order, kappa, keep):  # type: ignore[no-untyped-def]
         for j in range(m):
             basis[i, j] = 1.0 if j == 0 else (t if j == 1 else 2.0 * t * basis[i, j - 1] - basis[i, j - 2])
     left = n
+    variance = math.nan
     while True:
         if left < m:
-            return math.nan
+            # what is left after a rejection stays, as in the reference
+            return variance
         a[:, :] = 0.0
         b[:] = 0.0
         for i in range(n):
@@ -571,12 +576,9 @@ def measure_single(data, stat, y0, first, last, middle, half, free_sigma, out): 
             p[1] = LINE_SIGMA
             guess_gaussian(float(low), values, p, free)
             status, _ = fit_gaussian(float(low), values, weights, p, free, covariance)
-            if status == CONVERGED:
-                error = math.sqrt(covariance[0, 0])
-            elif status == TOO_FEW or not p[2] > 0.0:
+            if status != CONVERGED:
                 continue
-            else:
-                error = math.sqrt(p[1] * p[1] / p[2])
+            error = math.sqrt(covariance[0, 0])
             shift = abs(p[0] - y)
             if not shift <= LARGEST_SHIFT:
                 continue
@@ -637,7 +639,7 @@ def measure_multiplet(data, stat, y0, flux, first, last, middle, out):  # type: 
             p[2 * k + 1] = max(0.0, values.min())
             p[2 * k + 2] = 0.0
             status, _ = fit_gaussians(float(low), values, weights, p, k, covariance)
-            if status in (TOO_FEW, SINGULAR):
+            if status != CONVERGED:
                 continue
             good = abs(p[strongest] - y[strongest]) <= LARGEST_SHIFT
             for i in range(k):
@@ -646,10 +648,7 @@ def measure_multiplet(data, stat, y0, flux, first, last, middle, out):  # type: 
             if not good:
                 continue
             for i in range(k):
-                error = math.sqrt(covariance[i, i])
-                if status != CONVERGED:
-                    error = math.sqrt(p[2 * k] ** 2 / p[k + i])
-                out[i, found, 0], out[i, found, 1], out[i, found, 2] = x, p[i], error
+                out[i, found, 0], out[i, found, 1], out[i, found, 2] = x, p[i], math.sqrt(covariance[i, i])
             found += 1
             if abs(np.median(shifts)) < FOLLOWED_SHIFT:
                 y[:] = p[:k]
