@@ -114,15 +114,17 @@ def compare_engines(args: argparse.Namespace) -> list[dict[str, Any]]:
         sof = write_sof(args.work / f"{recipe}.sof", recipe, frames)
         read_once([f for f in frames if f[1] in RECIPES[recipe].split()])
         masters = args.work / "masters" / recipe
-        # esorex's products are the masters of the next recipes, and the native one compiles here
-        esorex(recipe, sof, masters, args.ifu, cores)
+        # its products are the masters of the next recipes
+        first = esorex(recipe, sof, masters, args.ifu, cores)
         frames += [(str(p), p.name.rpartition("-")[0]) for p in sorted(masters.glob("*.fits"))]
         if recipe not in args.recipes:
             continue
+        # the functions are compiled here
         native(recipe, sof, args.work / "native", args.ifu, cores)
-        runs: dict[str, list[dict[str, Any]]] = {"esorex": [], "native": []}
-        for _ in range(args.repeat):
-            runs["esorex"].append(esorex(recipe, sof, args.work / "esorex", args.ifu, cores))
+        runs: dict[str, list[dict[str, Any]]] = {"esorex": [first], "native": []}
+        for number in range(args.repeat):
+            if number:
+                runs["esorex"].append(esorex(recipe, sof, args.work / "esorex", args.ifu, cores))
             runs["native"].append(native(recipe, sof, args.work / "native", args.ifu, cores))
         ratios = [a["wall"] / b["wall"] for a, b in zip(runs["esorex"], runs["native"], strict=True)]
         middle = {

@@ -120,7 +120,8 @@ def test_bias_of_both_engines(reduced):
 
 def test_flat_of_both_engines(reduced):
     ours, reference = compared_images(reduced, "MASTER_FLAT")
-    np.testing.assert_allclose(ours.data, reference.data, rtol=1e-6)
+    # of the level, which is 1: between the slices are differences of two numbers
+    np.testing.assert_allclose(ours.data, reference.data, rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(ours.stat, reference.stat, rtol=1e-5)
     assert np.array_equal(ours.dq, reference.dq)
 
