@@ -312,7 +312,8 @@ def _best_chain(peak, line, votes, peaks, lines, low, high):  # type: ignore[no-
     before = np.full(n, -1)
     for b in range(n):
         for a in range(b):
-            if peak[a] < peak[b] and line[a] < line[b] and best[a] + votes[b] > best[b]:
+            # the first of these is what most fail
+            if best[a] + votes[b] > best[b] and peak[a] < peak[b] and line[a] < line[b]:
                 dispersion = (lines[line[b]] - lines[line[a]]) / (peaks[peak[b]] - peaks[peak[a]])
                 if low <= dispersion <= high:
                     best[b] = best[a] + votes[b]

@@ -78,7 +78,7 @@ def solve(a, b, n):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def invert(a, inverse, n):  # type: ignore[no-untyped-def]
+def invert(a, inverse, n, factor, scale, column):  # type: ignore[no-untyped-def]
     """Inverse of the first n rows and columns of a symmetric positive definite matrix.
 
     Parameters
@@ -88,6 +88,9 @@ def invert(a, inverse, n):  # type: ignore[no-untyped-def]
     inverse : ndarray of float64, shape (>= n, >= n)
         Result.
     n : int
+    factor : ndarray of float64, shape (>= n, >= n)
+    scale, column : ndarray of float64, shape (>= n,)
+        Room to work in.
 
     Returns
     -------
@@ -95,12 +98,10 @@ def invert(a, inverse, n):  # type: ignore[no-untyped-def]
         False if the matrix is not positive definite, as far as its numbers tell.
     """
     # scaled to ones on the diagonal, so that the units of the parameters do not matter
-    scale = np.empty(n)
     for i in range(n):
         if not a[i, i] > 0.0:
             return False
         scale[i] = 1.0 / math.sqrt(a[i, i])
-    factor = np.empty((n, n))
     for i in range(n):
         for j in range(i + 1):
             s = a[i, j] * scale[i] * scale[j]
@@ -112,7 +113,6 @@ def invert(a, inverse, n):  # type: ignore[no-untyped-def]
                 factor[i, i] = math.sqrt(s)
             else:
                 factor[i, j] = s / factor[j, j]
-    column = np.empty(n)
     for j in range(n):
         for i in range(n):
             s = 1.0 if i == j else 0.0
@@ -282,11 +282,18 @@ def fit_gaussian(first, values, weights, parameters, free, covariance):  # type:
         Weighted sum of squares.
     """
     covariance[:, :] = 0.0
-    place = np.empty(4, np.int64)
+    # one piece of memory for everything: many would take longer than the fit
+    work = np.empty((25, 4))
+    a0, a1, m, inverse = work[0:4], work[4:8], work[8:12], work[12:16]
+    b0, b1, v, best, trial = work[16], work[17], work[18], work[19], work[20]
+    e = np.empty(values.size)
+    # places of the free parameters, 4 bits each
+    places = 0
     n = 0
     for i in range(4):
+        best[i] = trial[i] = parameters[i]
         if free[i]:
-            place[n] = i
+            places |= i << (4 * n)
             n += 1
     used = 0
     for i in range(values.size):
@@ -294,55 +301,56 @@ def fit_gaussian(first, values, weights, parameters, free, covariance):  # type:
             used += 1
     if used < n or n == 0:
         return TOO_FEW, math.nan
-    # two sets of sums: of the best place so far, and of that which is tried
-    a, b = np.empty((2, 4, 4)), np.empty((2, 4))
-    m, v, e = np.empty((4, 4)), np.empty(4), np.empty(values.size)
-    best, trial = parameters.copy(), parameters.copy()
-    now = 0
-    chi2 = _sums(first, values, weights, best, a[0], b[0], e)
+    chi2 = _sums(first, values, weights, best, a0, b0, e)
     start = chi2
     damping = _DAMPING
     small, steps = 0, 0
     while small < _SMALL_STEPS and steps < _MAX_STEPS and damping < _DAMPING_MAX:
         steps += 1
         for i in range(n):
+            row = (places >> (4 * i)) & 15
             for j in range(i + 1):
-                m[i, j] = a[now, place[i], place[j]]
+                m[i, j] = a0[row, (places >> (4 * j)) & 15]
             m[i, i] *= 1.0 + damping
-            v[i] = b[now, place[i]]
+            v[i] = b0[row]
         if not solve(m, v, n):
             if chi2 == 0.0:
                 small = _SMALL_STEPS
             break
         for i in range(n):
-            trial[place[i]] = best[place[i]] + v[i]
-        other = 1 - now
-        found = _sums(first, values, weights, trial, a[other], b[other], e)
+            row = (places >> (4 * i)) & 15
+            trial[row] = best[row] + v[i]
+        found = _sums(first, values, weights, trial, a1, b1, e)
         if not found <= chi2:
             damping *= _RAISE
             continue
         small = small + 1 if chi2 - found < _TOLERANCE * chi2 or chi2 == 0.0 else 0
         damping *= _LOWER
-        chi2, now = found, other
-        best[:] = trial
+        chi2 = found
+        # the sums of the better place are those to go on with
+        a0, a1 = a1, a0
+        b0, b1 = b1, b0
+        best, trial = trial, best
+        for i in range(4):
+            trial[i] = best[i]
     if best[1] < 0.0:
         # only its square matters
         best[1] = -best[1]
         best[2] = -best[2]
-        _sums(first, values, weights, best, a[now], b[now], e)
+        _sums(first, values, weights, best, a0, b0, e)
     inside = first <= best[0] <= first + values.size - 1
     if small < _SMALL_STEPS or not (inside and best[2] > 0.0 and best[1] <= values.size):
         return NOT_CONVERGED, start
-    parameters[:] = best
+    for i in range(4):
+        parameters[i] = best[i]
     for i in range(n):
         for j in range(i + 1):
-            m[i, j] = a[now, place[i], place[j]]
-    inverse = np.empty((4, 4))
-    if not invert(m, inverse, n):
+            m[i, j] = a0[(places >> (4 * i)) & 15, (places >> (4 * j)) & 15]
+    if not invert(m, inverse, n, work[21:25], v, trial):
         return SINGULAR, chi2
     for i in range(n):
         for j in range(n):
-            covariance[place[i], place[j]] = inverse[i, j]
+            covariance[(places >> (4 * i)) & 15, (places >> (4 * j)) & 15] = inverse[i, j]
     return CONVERGED, chi2
 
 
@@ -446,7 +454,7 @@ def fit_gaussians(first, values, weights, parameters, lines, covariance):  # typ
     if small < _SMALL_STEPS:
         return NOT_CONVERGED, start
     parameters[:] = best
-    if not invert(a[now], covariance, n):
+    if not invert(a[now], covariance, n, m, v, d):
         covariance[:, :] = 0.0
         return SINGULAR, chi2
     return CONVERGED, chi2

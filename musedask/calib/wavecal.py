@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ..errors import InputError, RecipeError
 from ..instrument import DQ_SATURATED, N_SLICES, SLICE_WIDTH, SPECTRAL_SAMPLING, Mode, mode_from_name
 from ..io.calibrations import TraceTable, WavecalResiduals, WavecalTable, read_trace_table
-from ..io.headers import float32_card, remove_cards, set_card
+from ..io.headers import append_cards, float32_card, remove_cards, set_card
 from ..io.muse_image import MuseImage
 from ..io.product_headers import read_primary
 from ..io.references import LineCatalog, read_line_catalog
@@ -662,8 +662,7 @@ def _put_lamp_saturation(image: MuseImage, counts: Sequence[Sequence[int]]) -> N
 
 def _with(header: fits.Header, cards: Sequence[tuple[str, Any, str]]) -> fits.Header:
     result = header.copy()
-    for keyword, value, comment in cards:
-        set_card(result, keyword, value, comment)
+    append_cards(result, [list(card) for card in cards])
     return result
 
 
