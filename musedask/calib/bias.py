@@ -47,8 +47,8 @@ def muse_bias(task: Task) -> Iterator[Made]:
     for port, (ron, error) in zip(ports, noise, strict=True):
         if not 1 <= ron <= 5:
             log.warning(
-                "IFU %s: read-out noise of %.2f +/- %.2f count found in quadrant %d, expected 1 to 5; header: %s",
-                task.ifu, ron, error, port.number, port.ron,
+                "read-out noise of %.2f +/- %.2f count found in quadrant %d, expected 1 to 5; the header says %s",
+                ron, error, port.number, port.ron,
             )  # fmt: skip
     # the noise of the noise, as the reference counts it
     factor = 1.0 + 1.0 / (_WINDOW**2 * 100)

@@ -81,9 +81,7 @@ def muse_dark(task: Task) -> Iterator[Made]:
     qc("MASTER MAX", found.max, "Maximum value of the master dark")
     current, error = (v * 3600.0 / exptime for v in dark_level(image))
     if not 0 <= current <= 10:
-        log.warning(
-            "IFU %s: dark current of %.2f +/- %.2f count/pix/h found, expected 0 to 10", task.ifu, current, error
-        )
+        log.warning("dark current of %.2f +/- %.2f count/pix/h found, expected 0 to 10", current, error)
     windows = f"measured on master dark in {_WINDOW} pix windows"
     qc("MASTER DC", current, f"[count/pix/h] Dark current {windows}")
     qc("MASTER DCERR", error, f"[count/pix/h] Dark current error {windows}")
