@@ -34,6 +34,9 @@ def main(arguments: list[str]) -> None:
         ready, _, _ = select.select([0, wake], [], [])
         if 0 in ready and not os.read(0, 1):
             os.killpg(0, signal.SIGKILL)
+        if wake in ready:
+            # a child that is stopped or goes on sends the signal, too
+            os.read(wake, 512)
         done, status, usage = os.wait4(child, os.WNOHANG)
         if done:
             break
