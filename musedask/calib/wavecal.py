@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -455,7 +455,8 @@ def muse_wavecal(task: Task) -> Iterator[Made]:
     counts: list[list[int]] = []
     plain: list[fits.Header] = []
     for group in groups:
-        done = process(task, group.frames)
+        # one frame has nothing to share among threads
+        done = process(task if len(group.frames) > 1 else replace(task, n_threads=1), group.frames)
         plain.append(done.image.header.copy())
         _put_saturation(done.image, done.saturated if several else [])
         images.append(done.image)
@@ -600,10 +601,14 @@ def _solve(
         parts.append((image.data, image.stat))
         qualities.append(image.dq)
 
+    edges = np.concatenate([traces.left, traces.right, traces.centre], axis=1)
+    lost = set(np.flatnonzero(~np.isfinite(edges).all(axis=1)).tolist())
+    if lost:
+        log.warning("IFU %s: there is no trace of %d slices: %s", task.ifu, len(lost), _listed(lost))
+
     def one(k: int) -> SliceSolution:
         left, right, centre = (np.ascontiguousarray(c[k]) for c in (traces.left, traces.right, traces.centre))
-        if not all(np.isfinite(p).all() for p in (left, right, centre)):
-            log.warning("slice %d of IFU %s: there is no trace", k + 1, task.ifu)
+        if k in lost:
             return SliceSolution()
         column = math.floor(float(arclines.polynomial(centre, float(_MIDDLE))) + 0.5)
         if not 2 <= column <= images[0].data.shape[1] - 2:
@@ -637,6 +642,17 @@ def _solve(
         return [one(k) for k in range(N_SLICES)]
     with ThreadPoolExecutor(task.n_threads) as pool:
         return list(pool.map(one, range(N_SLICES)))
+
+
+def _listed(slices: Iterable[int]) -> str:
+    """Numbers of slices from 1, given from 0, with ranges: ``1, 3-5``."""
+    runs: list[list[int]] = []
+    for number in sorted(k + 1 for k in slices):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs)
 
 
 # --- quality control -------------------------------------------------------------------------------
