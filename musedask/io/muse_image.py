@@ -214,7 +214,7 @@ def read_muse_image(path: PathLike, *, ifu: int | None = None) -> MuseImage:
                 hdu = hdus[names.index(prefix + name, 1)]
                 if hdu.data is None or hdu.data.ndim != 2:
                     raise InputError(f"{path}[{prefix}{name}]: there is no image")
-                parts[name] = np.asarray(hdu.data).astype(dtype)
+                parts[name] = _native(hdu.data, np.dtype(dtype))
                 if name == "DATA":
                     unit = str(hdu.header.get("BUNIT", "")).strip()
                     if prefix:
@@ -269,6 +269,13 @@ def read_quality(path: PathLike) -> Iterator[tuple[int, NDArray[np.int32], fits.
                 header["EXTNAME"] = channel(ifu)
             yield ifu, np.asarray(hdu.data).astype(np.int32), header
             del hdu.data
+
+
+def _native(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Numbers in the order of this machine; bytes are swapped where they are, if they belong to nobody else."""
+    if array.dtype == dtype.newbyteorder(">") and array.dtype != dtype and array.flags.writeable:
+        return np.ascontiguousarray(array).byteswap(inplace=True).view(dtype)
+    return array.astype(dtype)
 
 
 # --- images in the primary HDU ---------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Raw frames of a CCD of few pixels: the reference takes its size from the header, so that it needs a blink for each."""
+"""Raw frames of a CCD of few pixels: the reference takes its size from the header, and needs a blink for each."""
 
 from __future__ import annotations
 

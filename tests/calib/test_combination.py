@@ -74,7 +74,8 @@ def stacks(draw):
     data = np.rint(data) if draw(st.booleans()) else data
     data[random.random((n, m)) < 0.05] += np.float32(100)
     stat = random.choice(np.array([0.5, 1.0, 2.0], np.float32), (n, m))
-    dq = np.where(random.random((n, m)) < draw(st.sampled_from([0.0, 0.1, 0.6])), 1 << random.integers(0, 32, (n, m)), 0)
+    share = draw(st.sampled_from([0.0, 0.1, 0.6]))
+    dq = np.where(random.random((n, m)) < share, 1 << random.integers(0, 32, (n, m)), 0)
     return params, data, stat, dq.astype(np.uint32).view(np.int32)
 
 

@@ -96,7 +96,7 @@ def test_trace_table(tmp_path):
     ]
     assert [f[0] for f in found] == names
     assert found[0] == ("SliceNo", "1J", "No") and found[1] == ("Width", "1E", "pix")
-    assert found[2] == ("tc0_00", "1D", "pix") and found[8] == ("MSE0", "1D", "")
+    assert found[2] == ("tc0_00", "1D", "pix") and found[8] == ("MSE0", "1D", "pix")
     left, right = back.edges(7, np.array([1.0, 100.0]))
     np.testing.assert_allclose(left, [np.polyval(table.left[6][::-1], y) for y in (1, 100)])
     assert right.shape == (2,)
