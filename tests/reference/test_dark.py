@@ -154,7 +154,8 @@ def test_real_size_and_model(esorex, tmp_path, ifu):
     difference = np.abs(model.content.data - reference[1])
     assert difference[far].max() < 1e-3
     assert difference.max() < 0.2
-    assert np.count_nonzero(model.content.dq != reference[2]) < 100
+    # means of three whole numbers take few values: some lie on a limit, which follows the corners
+    assert np.count_nonzero(model.content.dq != reference[2]) < 2e-5 * reference[2].size
     assert not [key for key in model.header if key.startswith("ESO QC")]
     assert not found, "\n".join(found)
     esorex.forget()
