@@ -749,21 +749,26 @@ def measure_lines(
         y0 = float(polynomial(inverse, wave[i]))
         if not (y0 - HALF_WINDOW >= 1 and y0 + HALF_WINDOW <= ny):
             continue
-        low, high = float(polynomial(left, y0)), float(polynomial(right, y0))
-        first, last, middle = max(math.ceil(low), 1), min(math.floor(high), columns), int(0.5 * (low + high))
         if quality[i] != IN_MULTIPLET:
-            out = np.empty((max(last - first + 1, 0), 4))
-            free = bool(quality[i] == FWHM_REFERENCE)
-            n = measure_single(data, stat, y0, first, last, middle, HALF_WINDOW, free, out)
-            lines, found = [i], [out[:n]]
+            lines = [i]
         else:
             near = (wave >= wave[i]) & (wave - wave[i] <= MULTIPLET_RANGE) & (quality == IN_MULTIPLET)
             lines = np.flatnonzero(near & (catalogue.lamp == catalogue.lamp[i])).tolist()
             done[lines] = True
-            expected = np.array([polynomial(inverse, wave[j]) for j in lines])
-            out = np.empty((len(lines), max(last - first + 1, 0), 3))
-            n = measure_multiplet(data, stat, expected, catalogue.flux[lines], first, last, middle, out)
-            found = list(out[:, :n])
+        expected = np.array([polynomial(inverse, wave[j]) for j in lines])
+        # the edges are those at the last line
+        low, high = float(polynomial(left, expected[-1])), float(polynomial(right, expected[-1]))
+        first, last, middle = max(math.ceil(low), 1), min(math.floor(high), columns), int(0.5 * (low + high))
+        room = max(last - first + 1, 0)
+        if quality[i] != IN_MULTIPLET:
+            single = np.empty((room, 4))
+            free = bool(quality[i] == FWHM_REFERENCE)
+            n = measure_single(data, stat, y0, first, last, middle, HALF_WINDOW, free, single)
+            found = [single[:n]]
+        else:
+            several = np.empty((len(lines), room, 3))
+            n = measure_multiplet(data, stat, expected, catalogue.flux[lines], first, last, middle, several)
+            found = list(several[:, :n])
         for j, points in zip(lines, found, strict=True):
             if not len(points):
                 continue
