@@ -75,7 +75,7 @@ class Case:
 #: fewer, of which each identified one counts more
 BY_CHANCE = (
     ("FIT NLINES", 0.12), ("LINES FWHM MEAN", 0.02), ("LINES FWHM STDEV", 0.2), ("LINES FWHM MIN", 0.6),
-    ("LINES FWHM MAX", 0.2), ("RESOL", 0.01), ("LINES NID", 0.06), ("LINES PEAK MEAN", 0.06),
+    ("LINES FWHM MAX", 0.2), ("RESOL", 0.01), ("LINES NID", 0.06), ("LINES PEAK MEAN", 0.06), ("FIT RMS", 0.02),
 )  # fmt: skip
 
 CASES = {
