@@ -287,6 +287,8 @@ def test_full_disk(where, run, tmp_path, small_disk):
 def start(fake, frames, out, **options):
     """Run in a process of its own."""
     code = (
+        # where tests run in the background, Ctrl-C is ignored, and children inherit that
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys, json; from musedask import run_recipe\n"
         "frames, options = json.loads(sys.argv[1])\n"
         "run_recipe('muse_bias', frames, engine='esorex', **options)\n"
@@ -305,7 +307,10 @@ def test_no_child_outlives_its_run(how, fake, frames, tmp_path):
         wait_for(lambda: (fake.folder / "hangs-01").exists() and (fake.folder / "hangs-02").exists())
         assert processes("sleep 4321", tmp_path)
         process.send_signal(how)
-        _, text = process.communicate(timeout=20)
+        try:
+            _, text = process.communicate(timeout=20)
+        finally:
+            process.kill()
     wait_for(lambda: not processes("sleep 4321", tmp_path), 5)
     assert process.returncode != 0
     assert not list(out.glob("*.fits"))
