@@ -271,7 +271,7 @@ def test_frames_are_what_they_say():
 def test_full_size(run, tmp_path, ifu):
     """All slices of an IFU of a simulated night, three frames of each lamp, against the reference and the truth."""
     simulate_night(
-        tmp_path / "night", ifus=(ifu,), dithers=0, seed=7, associations=False,
+        tmp_path / "night", ifus=(ifu,), dithers=1, exptimes=(60,), seed=7, associations=False,
         calibrations={
             "BIAS": 5, "FLAT": 5, "ARC": 3, "SKYFLAT": 0, "ILLUM": 0, "STD": 0, "ASTROMETRY": 0, "SKY": 0, "DARK": 0
         }, n_workers=2,
