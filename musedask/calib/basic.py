@@ -23,7 +23,7 @@ from ..io.calibrations import read_badpix_table
 from ..io.ccd import Ccd, NonLinearity, drop_scans, read_ccd, read_nonlinearity, read_parameters, read_setup
 from ..io.headers import float32_card, float64_card, set_card
 from ..io.muse_image import MuseImage, read_muse_image
-from ..io.raw_read import RawCards, read_image
+from ..io.raw_read import RawCards, Target, read_image
 from ..io.sof import Frame
 from . import detector
 from .combination import CombineParams, combine_rows, kernel_arguments
@@ -180,7 +180,7 @@ def load_frame(
     *,
     medians: bool = False,
     like: RawFrame | None = None,
-    out: NDArray[np.uint16] | None = None,
+    out: Target = None,
 ) -> tuple[RawFrame, NDArray[np.uint16]] | None:
     """Read a raw frame and measure its overscan.
 
@@ -194,8 +194,8 @@ def load_frame(
         Whether to take the medians of the quadrants.
     like : RawFrame, optional
         With whose setup it must agree.
-    out : ndarray of uint16, optional
-        Where to put the image.
+    out : ndarray of uint16 or callable, optional
+        Where to put the image, see `read_image`.
 
     Returns
     -------
@@ -218,7 +218,7 @@ def load_frame(
         if wrong is not None:
             log.warning("%s: %s; it is left out", frame.path, wrong)
             return None
-        if out is not None and raw is not out:
+        if isinstance(out, np.ndarray) and raw is not out:
             raise InputError(
                 f"{frame.path}: CHAN{ifu:02d} of shape {raw.shape} found, expected {out.shape} as in {like.frame.path}"
             )
@@ -482,12 +482,13 @@ class Series:
                 values, errors, flags = (b[: n * (y1 - y0) * nx].reshape(n, y1 - y0, nx) for b in buffers)
                 detector.correct(self._raw, setup, y0, y1, values, errors, flags)
                 if variance is not None:
+                    errors = errors[:1]
                     for port in self.ccd.ports:
                         own, columns = self.ccd.trimmed(port)
                         errors[:, max(own.start - y0, 0) : max(own.stop - y0, 0), columns] = variance[port.number - 1]
                 combine_rows(
-                    values.reshape(n, -1), errors.reshape(n, -1), flags.reshape(n, -1), data[y0:y1].reshape(-1),
-                    stat[y0:y1].reshape(-1), dq[y0:y1].reshape(-1), *arguments,
+                    values.reshape(n, -1), errors.reshape(len(errors), -1), flags.reshape(n, -1),
+                    data[y0:y1].reshape(-1), stat[y0:y1].reshape(-1), dq[y0:y1].reshape(-1), *arguments,
                 )  # fmt: skip
 
         self._in_bands(combine)
@@ -531,12 +532,15 @@ def load_series(task: Task, frames: Sequence[Frame], *, scale: bool = False, med
     if not frames:
         raise InputError(f"{task.recipe.name}: no raw frame found, expected at least one")
     params, known = overscan_params(task), known_pixels(task)
-    found = load_frame(task, frames[0], params, known, medians=medians)
+    stack: list[NDArray[np.uint16]] = []
+
+    def make(shape: tuple[int, int]) -> NDArray[np.uint16]:
+        stack.append(np.empty((len(frames), *shape), np.uint16))
+        return stack[0][0]
+
+    found = load_frame(task, frames[0], params, known, medians=medians, out=make)
     assert found is not None
-    first, image = found
-    raw = np.empty((len(frames), *image.shape), np.uint16)
-    raw[0] = image
-    del image, found
+    first, raw = found[0], stack[0]
 
     def load(i: int) -> RawFrame | None:
         made = load_frame(task, frames[i + 1], params, known, medians=medians, like=first, out=raw[i + 1])

@@ -47,10 +47,12 @@ class CombineParams:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _insert(values, which, n, value, k, stat, i):  # type: ignore[no-untyped-def]
+def _insert(values, which, n, value, k, stat, step, i):  # type: ignore[no-untyped-def]
     """Insert a value into the first n, which are sorted; equal ones come in the order of their variances."""
     j = n
-    while j > 0 and (values[j - 1] > value or (values[j - 1] == value and stat[which[j - 1], i] > stat[k, i])):
+    while j > 0 and (
+        values[j - 1] > value or (values[j - 1] == value and stat[step * which[j - 1], i] > stat[step * k, i])
+    ):
         values[j] = values[j - 1]
         which[j] = which[j - 1]
         j -= 1
@@ -64,6 +66,8 @@ def _combine_pixel(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Combine one pixel, good or bad, by any method."""
     n = data.shape[0]
+    # a single row of variances is that of all images
+    step = 1 if stat.shape[0] == n else 0
     good = 0
     for k in range(n):
         if dq[k, i] == 0:
@@ -71,14 +75,14 @@ def _combine_pixel(  # type: ignore[no-untyped-def]
                 values[good] = data[k, i]
                 which[good] = k
             else:
-                _insert(values, which, good, np.float64(data[k, i]), k, stat, i)
+                _insert(values, which, good, np.float64(data[k, i]), k, stat, step, i)
             good += 1
     if good == 0:
         best = 0
         for k in range(1, n):
             if np.uint32(dq[k, i]) < np.uint32(dq[best, i]):
                 best = k
-        out_data[i], out_stat[i], out_dq[i] = data[best, i], stat[best, i], dq[best, i]
+        out_data[i], out_stat[i], out_dq[i] = data[best, i], stat[step * best, i], dq[best, i]
         return
     out_dq[i] = 0
     first, last = 0, good
@@ -86,10 +90,10 @@ def _combine_pixel(  # type: ignore[no-untyped-def]
     if method == 1:
         if good % 2:
             out_data[i] = values[h]
-            out_stat[i] = stat[which[h], i]
+            out_stat[i] = stat[step * which[h], i]
         else:
             out_data[i] = 0.5 * (values[h - 1] + values[h])
-            out_stat[i] = np.float64(stat[which[h - 1], i]) + np.float64(stat[which[h], i])
+            out_stat[i] = np.float64(stat[step * which[h - 1], i]) + np.float64(stat[step * which[h], i])
         return
     if method == 2:
         flags = 0
@@ -97,7 +101,7 @@ def _combine_pixel(  # type: ignore[no-untyped-def]
         # as many of the bad values as are needed come back, in the order of the images
         while good - nlow - nhigh < nkeep and k < n:
             if dq[k, i] != 0:
-                _insert(values, which, good, np.float64(data[k, i]), k, stat, i)
+                _insert(values, which, good, np.float64(data[k, i]), k, stat, step, i)
                 flags |= dq[k, i]
                 good += 1
             k += 1
@@ -122,7 +126,7 @@ def _combine_pixel(  # type: ignore[no-untyped-def]
     variance = 0.0
     for j in range(first, last):
         total += values[j]
-        variance += stat[which[j], i]
+        variance += stat[step * which[j], i]
     if method == 4:
         out_data[i] = total * n / left
         out_stat[i] = variance * n * n / (left * left)
@@ -174,10 +178,17 @@ def _add(values, errors, first, last, a, size, total, variance):  # type: ignore
         total[i] = 0.0
         variance[i] = 0.0
     for k in range(first, last):
-        row, error = values[k, a : a + size], errors[k, a : a + size]
+        row = values[k, a : a + size]
         for i in range(size):
             total[i] += row[i]
+    for k in range(first, min(last, errors.shape[0])):
+        error = errors[k, a : a + size]
+        for i in range(size):
             variance[i] += error[i]
+    if errors.shape[0] < last:
+        error = errors[0, a : a + size]
+        for i in range(size):
+            variance[i] = np.float64(error[i]) * (last - first)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -203,13 +214,22 @@ def _add_clipped(  # type: ignore[no-untyped-def]
         low[i] = -np.inf if lowest == highest else lowest
         high[i] = np.inf if lowest == highest else highest
     for k in range(n):
-        row, error = values[k, a : a + size], errors[k, a : a + size]
+        row = values[k, a : a + size]
         for i in range(size):
             value = np.float64(row[i])
             inside = (low[i] <= value) & (value <= high[i])
             total[i] += value if inside else 0.0
-            variance[i] += np.float64(error[i]) if inside else 0.0
             count[i] += 1.0 if inside else 0.0
+        if errors.shape[0] == n:
+            error = errors[k, a : a + size]
+            for i in range(size):
+                value = np.float64(row[i])
+                inside = (low[i] <= value) & (value <= high[i])
+                variance[i] += np.float64(error[i]) if inside else 0.0
+    if errors.shape[0] < n:
+        error = errors[0, a : a + size]
+        for i in range(size):
+            variance[i] = np.float64(error[i]) * count[i]
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -236,7 +256,9 @@ def combine_rows(data, stat, dq, out_data, out_stat, out_dq, pairs, method, nlow
 
     Parameters
     ----------
-    data, stat : ndarray of float32, shape (n, m)
+    data : ndarray of float32, shape (n, m)
+    stat : ndarray of float32, shape (n, m) or (1, m)
+        Variances of each or of all images.
     dq : ndarray of int32, shape (n, m)
     out_data, out_stat : ndarray of float32, shape (m,)
     out_dq : ndarray of int32, shape (m,)
@@ -247,7 +269,7 @@ def combine_rows(data, stat, dq, out_data, out_stat, out_dq, pairs, method, nlow
     """
     n, m = data.shape
     values, which = np.empty(n, np.float64), np.empty(n, np.int64)
-    ordered, errors = np.empty((n, _BLOCK), np.float32), np.empty((n, _BLOCK), np.float32)
+    ordered, errors = np.empty((n, _BLOCK), np.float32), np.empty((stat.shape[0], _BLOCK), np.float32)
     work = np.empty((5, _BLOCK), np.float64)
     low, high, total, variance, count = work[0], work[1], work[2], work[3], work[4]
     bad = np.empty(_BLOCK, np.int32)
@@ -268,7 +290,10 @@ def combine_rows(data, stat, dq, out_data, out_stat, out_dq, pairs, method, nlow
             if method == 1 or method == 2:
                 _load(data, a, size, ordered)
                 _load(stat, a, size, errors)
-                _sort_both(ordered, errors, pairs, size)
+                if stat.shape[0] == n:
+                    _sort_both(ordered, errors, pairs, size)
+                else:
+                    _sort(ordered, pairs, size)
                 _add(ordered, errors, first, last, 0, size, total, variance)
             else:
                 _add(data, stat, 0, n, a, size, total, variance)

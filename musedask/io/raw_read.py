@@ -8,6 +8,7 @@ other types, damaged files) is left to `musedask.io.raw`.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -21,6 +22,8 @@ from .products import PathLike
 
 _BLOCK = 2880
 _END = b"END" + b" " * 77
+#: an array for an image, or what makes one of a shape
+Target = NDArray[np.uint16] | Callable[[tuple[int, int]], NDArray[np.uint16]] | None
 
 
 class RawCards:
@@ -67,7 +70,7 @@ def _keyword(card: str) -> str:
 
 
 def read_image(
-    path: PathLike, ifu: int, out: NDArray[np.uint16] | None = None
+    path: PathLike, ifu: int, out: Target = None
 ) -> tuple[RawCards, NDArray[np.uint16], int]:
     """Read the image of one IFU from a raw file, plain or tile-compressed.
 
@@ -76,8 +79,8 @@ def read_image(
     path : path-like
     ifu : int
         1..24
-    out : ndarray of uint16, shape (ny, nx), optional
-        Where to put the image, if it is of this shape.
+    out : ndarray of uint16, shape (ny, nx), or callable, optional
+        Where to put the image, if it is of this shape; or what makes an array of a shape.
 
     Returns
     -------
@@ -100,9 +103,9 @@ def read_image(
         header, image = read_raw(path, ifu)
         with fits.open(path, memmap=False) as hdus:
             primary = hdus[0].header.copy()
-        if out is not None and out.shape == image.shape:
-            out[:] = image
-            image = out
+        target = _target(out, image.shape)
+        target[:] = image
+        image = target
         cards = RawCards(_text(primary), _text(header))
         return cards, image, int(_count(image))
     return found
@@ -112,8 +115,14 @@ def _text(header: fits.Header) -> str:
     return header.tostring(sep="", endcard=False, padding=False)
 
 
+def _target(out: Target, shape: tuple[int, ...]) -> NDArray[np.uint16]:
+    if callable(out):
+        return out((shape[0], shape[1]))
+    return np.empty(shape, np.uint16) if out is None or out.shape != shape else out
+
+
 def _read_plain(
-    path: Path, ifu: int, out: NDArray[np.uint16] | None
+    path: Path, ifu: int, out: Target
 ) -> tuple[RawCards, NDArray[np.uint16], int] | None:
     """Read from an ordinary file; None if it is not one."""
     try:
@@ -134,12 +143,11 @@ def _read_plain(
             shape = cards.get("NAXIS2"), cards.get("NAXIS1")
             if file.tell() + 2 * shape[0] * shape[1] > size or not shape[0] * shape[1]:
                 return None
-            if out is None or out.shape != shape:
-                out = np.empty(shape, np.uint16)
-            if file.readinto(out.data) != out.nbytes:
+            image = _target(out, shape)
+            if file.readinto(image.data) != image.nbytes:
                 return None
             own = "" if text is primary else primary
-            return RawCards(own, text), out, int(_decode(out.reshape(-1)))
+            return RawCards(own, text), image, int(_decode(image.reshape(-1)))
     except (OSError, EOFError, UnicodeDecodeError, ValueError, TypeError, KeyError):
         # the other reader says what is wrong
         return None

@@ -84,12 +84,14 @@ def test_pixels_follow_the_rules(stack):
     params, data, stat, dq = stack
     n, m = data.shape
     out, error, flags = np.empty(m, np.float32), np.empty(m, np.float32), np.empty(m, np.int32)
-    combine_rows(data, stat, dq, out, error, flags, *kernel_arguments(params, n))
-    for i in range(m):
-        value, variance, quality = expected(data[:, i], stat[:, i], dq[:, i], params)
-        assert out[i] == pytest.approx(value, rel=1e-6, abs=1e-6), (i, data[:, i], dq[:, i])
-        assert error[i] == pytest.approx(variance, rel=1e-6), (i, data[:, i], stat[:, i], dq[:, i])
-        assert int(flags[i]) & 0xFFFFFFFF == quality
+    for errors in (stat, stat[:1]):
+        combine_rows(data, errors, dq, out, error, flags, *kernel_arguments(params, n))
+        for i in range(m):
+            all_errors = np.resize(errors[:, i], n)
+            value, variance, quality = expected(data[:, i], all_errors, dq[:, i], params)
+            assert out[i] == pytest.approx(value, rel=1e-6, abs=1e-6), (i, data[:, i], dq[:, i])
+            assert error[i] == pytest.approx(variance, rel=1e-6), (i, data[:, i], all_errors, dq[:, i])
+            assert int(flags[i]) & 0xFFFFFFFF == quality
 
 
 @pytest.mark.parametrize("n", range(1, 20))
