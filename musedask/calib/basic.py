@@ -506,7 +506,7 @@ class Series:
 
 def _each(function: Callable[[int], Any], n: int, n_threads: int) -> list[Any]:
     """Call a function for 0 to n - 1, in threads if there are several."""
-    if n_threads == 1 or n == 1:
+    if n_threads == 1 or n <= 1:
         return [function(i) for i in range(n)]
     with ThreadPoolExecutor(min(n, n_threads)) as pool:
         return list(pool.map(function, range(n)))

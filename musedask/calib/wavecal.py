@@ -455,8 +455,7 @@ def muse_wavecal(task: Task) -> Iterator[Made]:
     counts: list[list[int]] = []
     plain: list[fits.Header] = []
     for group in groups:
-        # one frame has nothing to share among threads
-        done = process(task if len(group.frames) > 1 else replace(task, n_threads=1), group.frames)
+        done = process(task, group.frames)
         plain.append(done.image.header.copy())
         _put_saturation(done.image, done.saturated if several else [])
         images.append(done.image)

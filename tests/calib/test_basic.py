@@ -192,13 +192,13 @@ def test_single_is_like_one_of_many(tmp_path, bias, flats):
     assert one.statistics[0].mean == pytest.approx(float(image.data.mean(dtype=np.float64)), rel=1e-12)
 
 
-@pytest.mark.parametrize("n_threads", [2, 5])
-def test_threads_change_nothing(tmp_path, bias, flats, n_threads):
+@pytest.mark.parametrize("n_threads, n_frames", [(2, 3), (5, 3), (2, 1)])
+def test_threads_change_nothing(tmp_path, bias, flats, n_threads, n_frames):
     table = bad_pixels(tmp_path, [(SCAN + 5, SCAN + 9, 1 << 8)])
     results = []
     for n in (1, n_threads):
         given = task("muse_flat", [*flats, bias, table], n_threads=n)
-        results.append(process(given, given.tagged("FLAT"), statistics=True))
+        results.append(process(given, given.tagged("FLAT")[:n_frames], statistics=True))
     one, many = results
     for name in ("data", "stat", "dq"):
         assert np.array_equal(getattr(one.image, name), getattr(many.image, name))
