@@ -158,8 +158,9 @@ class Product:
         ``all``: of all raw files.
     when : str or None
         What it depends on, None if it is always made: a parameter that must be true
-        (``samples``), a value that a list must contain (``save=cube``, ``skymethod=model|simple``), a few words about
-        the data, or several of these with ``" and "`` between them.
+        (``samples``) or false (``lampwise=false``), a value that a list must contain (``save=cube``,
+        ``skymethod=model|simple``), a few words about the data; several of these with ``" and "`` between them, and
+        alternatives with ``" or "``, which binds closer.
     per_ifu : bool
         Whether there is one for each IFU.
     listed_as : str or None
@@ -172,39 +173,50 @@ class Product:
     per_ifu: bool = False
     listed_as: str | None = None
 
-    def conditions(self) -> list[tuple[str, tuple[str, ...] | None]]:
-        """What it depends on, piece by piece.
+    def conditions(self) -> list[list[tuple[str, tuple[str, ...] | None]]]:
+        """What it depends on: all of these, and of each any of its alternatives.
 
         Returns
         -------
-        list of (str, tuple of str or None)
+        list of list of (str, tuple of str or None)
             Name of a parameter and the values of which it must have one, without values a parameter that must be
             true; or a few words and None.
         """
-        found: list[tuple[str, tuple[str, ...] | None]] = []
-        for text in (self.when or "").split(" and "):
-            name, _, values = text.partition("=")
-            if text:
-                found.append((text, None) if " " in text else (name, tuple(values.split("|") if values else ())))
+        found: list[list[tuple[str, tuple[str, ...] | None]]] = []
+        for piece in self.when.split(" and ") if self.when else ():
+            alternatives: list[tuple[str, tuple[str, ...] | None]] = []
+            for text in piece.split(" or "):
+                name, _, values = text.partition("=")
+                alternatives.append(
+                    (text, None) if " " in text else (name, tuple(values.split("|") if values else ()))
+                )
+            found.append(alternatives)
         return found
 
     def expected(self, values: Mapping[str, Any]) -> bool | None:
         """Whether a recipe with these parameters makes it: yes, no, or None if that depends on the data."""
         result: bool | None = True
-        for name, allowed in self.conditions():
-            if allowed is None:
-                result = None if result else result
+        for alternatives in self.conditions():
+            found = [_holds(values[name], allowed) if allowed is not None else None for name, allowed in alternatives]
+            if True in found:
                 continue
-            value = values[name]
-            parts = str(value).replace(" ", "").split(",")
-            if not (any(v in allowed for v in parts) if allowed else value):
+            if None not in found:
                 return False
+            result = None
         return result
 
     def file_name(self, ifu: int | None = None, number: int = 1) -> str:
         """Name of the file of an IFU; `number` counts those of a recipe that makes several."""
         counter = "" if self.mode == "master" else f"_{number:04d}"
         return f"{self.tag}{counter}{f'-{ifu:02d}' if self.per_ifu and ifu is not None else ''}.fits"
+
+
+def _holds(value: Any, allowed: tuple[str, ...]) -> bool:
+    """Whether a parameter is true, or has one of some values; a text is a list of values."""
+    if not allowed:
+        return bool(value)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return any(part in allowed for part in text.replace(" ", "").split(","))
 
 
 @dataclass(frozen=True)

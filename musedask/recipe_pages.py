@@ -90,11 +90,12 @@ def _what(i: Input) -> str:
 
 def _when(product: Product) -> str:
     parts = []
-    for name, values in product.conditions():
-        if values is None:
-            parts.append(name)
-        else:
-            parts.append(f"`{name}`" + (f" is {' or '.join(values)}" if values else ""))
+    for alternatives in product.conditions():
+        texts = [
+            name if values is None else f"`{name}`" + (f" is {' or '.join(values)}" if values else "")
+            for name, values in alternatives
+        ]
+        parts.append(texts[0] if len(texts) == 1 else f"({' or '.join(texts)})")
     return " and ".join(parts)
 
 

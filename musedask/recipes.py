@@ -333,8 +333,8 @@ WAVECAL = Recipe(
     (
         _per_ifu("WAVECAL_TABLE"),
         _per_ifu("WAVECAL_RESIDUALS", "residuals"),
-        _per_ifu("ARC_RED_LAMP", "saveimages and several lamps were on", "subset"),
-        _per_ifu("ARC_RED", "saveimages", "dateobs", listed_as=""),
+        _per_ifu("ARC_RED_LAMP", "saveimages and several lamps were on or there is no ARC_RED", "subset"),
+        _per_ifu("ARC_RED", "saveimages and resample or lampwise=false", "dateobs", listed_as=""),
         _per_ifu("ARC_RESAMPLED", "resample", "dateobs", listed_as=""),
         _per_ifu("WAVE_MAP", "wavemap", "dateobs", listed_as=""),
     ),

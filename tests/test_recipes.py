@@ -62,10 +62,10 @@ def test_declaration(recipe):
         assert sorted(tags, key=lambda tag: recipe.input(tag).group == "calib") == tags
     assert len({p.tag for p in recipe.products}) == len(recipe.products)
     for product in recipe.products:
-        for name, values in product.conditions():
+        for name, values in (c for alternatives in product.conditions() for c in alternatives):
             if values is not None:
                 parameter = recipe.parameter(name)
-                assert parameter.type is (str if values else bool)
+                assert parameter.type is (bool if set(values) <= {"true", "false"} else str)
                 assert not parameter.choices or set(values) <= set(parameter.choices)
     assert recipe.resolve({}) == {p.name: p.default for p in recipe.parameters}
     assert any(p.expected(recipe.resolve({})) is not False for p in recipe.products)
@@ -152,6 +152,23 @@ def test_numbers_of_frames_as_text():
 )
 def test_which_products_of_flat(name, values, expected):
     assert recipes.FLAT.product(name).expected(recipes.FLAT.resolve(values)) is expected
+
+
+@pytest.mark.parametrize(
+    "values, lamps, total",
+    [
+        ({}, False, False),
+        ({"saveimages": True}, None, False),
+        ({"saveimages": True, "resample": True}, None, True),
+        ({"saveimages": True, "lampwise": False}, None, True),
+        ({"lampwise": False, "resample": True}, False, False),
+    ],
+)
+def test_which_images_of_wavecal(values, lamps, total):
+    """The sum of lamps is only written if it is needed, as the reference does."""
+    values = recipes.WAVECAL.resolve(values)
+    found = [recipes.WAVECAL.product(tag).expected(values) for tag in ("ARC_RED_LAMP", "ARC_RED")]
+    assert found == [lamps, total]
 
 
 def test_which_products_of_scipost():

@@ -19,6 +19,7 @@ import pytest
 from astropy.io import fits
 
 import musedask
+from musedask.calib.names import tag_of
 from musedask.calib.native import NativeOutcome, run_native
 from musedask.calib.wavecal import resampled_image
 from musedask.io.calibrations import read_trace_table, read_wavecal_residuals, read_wavecal_table
@@ -243,8 +244,14 @@ def test_same_images(run, arcs, tmp_path, lamps, options):
     """Names, headers and pixels of the images; slices are missing, so that none is resampled."""
     frames = arcs.arcs(*lamps) + arcs.calibrations
     reference = run("muse_wavecal", frames, nifu=1, **{k: str(v).lower() for k, v in options.items()})
-    run_native(task_of(frames, **options), NATIVE["muse_wavecal"], tmp_path, NativeOutcome())
+    task = task_of(frames, **options)
+    run_native(task, NATIVE["muse_wavecal"], tmp_path, NativeOutcome())
     names = sorted(p.name for p in reference.glob("*.fits"))
+    # those that the parameters promise, and no others
+    promised = {p.tag: p.expected(task.values) for p in task.recipe.products if p.tag != "ARC_RESAMPLED"}
+    made = {tag_of(name, task.recipe) for name in names}
+    sure, possible = ({tag for tag, p in promised.items() if p in kinds} for kinds in ((True,), (True, None)))
+    assert sure <= made <= possible
     assert sorted(p.name for p in tmp_path.glob("*.fits")) == names
     for name in names:
         ours, theirs = (fits.getheader(folder / name) for folder in (tmp_path, reference))
