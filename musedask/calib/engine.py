@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -89,6 +89,10 @@ class Call:
     function : str
         Native function, ``module:name``.
     overwrite, keep_scratch : bool
+    names : mapping of str to str
+        Products that get other names than the recipe's.
+    records : Path or None
+        Where the record goes, if not to the log.
     """
 
     recipe: Recipe
@@ -107,6 +111,13 @@ class Call:
     function: str = ""
     overwrite: bool = True
     keep_scratch: bool = False
+    names: Mapping[str, str] = field(default_factory=dict)
+    records: Path | None = None
+
+    @property
+    def record_path(self) -> Path:
+        """File of the record."""
+        return (self.logs if self.records is None else self.records) / f"{self.stem}.json"
 
     @property
     def name(self) -> str:
@@ -575,7 +586,7 @@ def _workplace(plan: Plan) -> Iterator[list[Call]]:
             raise InputError(f"{folder}: cannot be made: {error.strerror}") from error
         if not os.access(folder, os.W_OK | os.X_OK):
             raise InputError(f"{folder}: cannot be written to")
-    _sweep(first.scratch)
+    sweep(first.scratch)
     stamp = f"{plan.recipe.name}_{datetime.now(UTC):%Y%m%dT%H%M%S}"
     for number in range(1, 1000):
         stem = stamp if number == 1 else f"{stamp}_{number}"
@@ -602,7 +613,7 @@ def _workplace(plan: Plan) -> Iterator[list[Call]]:
             shutil.rmtree(root, ignore_errors=True)
 
 
-def _sweep(folder: Path) -> None:
+def sweep(folder: Path) -> None:
     """Remove what is left of runs of this machine that were killed."""
     for root in folder.glob(".musedask-*"):
         try:
@@ -617,6 +628,24 @@ def _sweep(folder: Path) -> None:
 
 
 # --- one call --------------------------------------------------------------------------------------
+
+
+def wanted_record(call: Call) -> CallRecord:
+    """Record of a call as far as its key depends on it, without doing it.
+
+    Raises
+    ------
+    InputError, RecipeError
+        If an input cannot be read, or there is no esorex.
+    """
+    record = call.blank_record()
+    record.inputs = [FileRecord.of(frame, call.ifu) for frame in call.frames]
+    record.versions = package_versions()
+    if call.engine == "esorex":
+        installation = drs.find_installation(call.executable, call.recipe.name)
+        record.versions = {**record.versions, **installation.versions}
+        record.environment = drs.deciding_environment(drs.child_environment(call.threads or 1))
+    return record
 
 
 def run_call(call: Call, cancelled: Callable[[], bool] | None = None) -> CallRecord:
@@ -664,7 +693,7 @@ def run_call(call: Call, cancelled: Callable[[], bool] | None = None) -> CallRec
         record.log = None
     if record.status != "cancelled":
         try:
-            write_record(call.logs / f"{call.stem}.json", record)
+            write_record(call.record_path, record)
         except (MusedaskError, OSError) as error:
             record.warnings.append(f"its record could not be written: {error}")
     return record
@@ -748,7 +777,7 @@ def _publish(call: Call, made: Sequence[Frame]) -> list[FileRecord]:
     published = []
     try:
         for frame in made:
-            path = call.output_dir / frame.path.name
+            path = call.output_dir / call.names.get(frame.path.name, frame.path.name)
             if path.exists() and not call.overwrite:
                 raise OutputExistsError(f"{path}: exists already; give --overwrite (overwrite=True) to replace it")
             source = frame.path
