@@ -206,6 +206,7 @@ def unpack_origin(
 
 # Bits of the Euro3D data quality convention
 DQ_COSMICRAY = 1 << 5
+DQ_LOWQEPIXEL = 1 << 6
 DQ_HOTPIXEL = 1 << 8
 DQ_DARKPIXEL = 1 << 9
 DQ_SATURATED = 1 << 12

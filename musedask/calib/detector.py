@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..instrument import DQ_COSMICRAY, DQ_SATURATED
-from ..instrument import DQ_HOTPIXEL as DQ_HOTPIXEL
 
 FloatArray = NDArray[np.float64]
 

@@ -23,11 +23,10 @@ from ..errors import InputError, RecipeError
 from ..io.fingerprint import check_complete
 from ..io.sof import Frame
 from ..recipe import Recipe
+from ..recipes import DRS_VERSION
 from .child import Ended, run_child
 from .names import tag_of
 
-#: version of the reference whose recipes are declared in `musedask.recipes`
-DRS_VERSION = "2.8.7"
 #: how to get what is missing
 INSTALL = "on Debian and Ubuntu: apt-get install esorex cpl-plugin-muse"
 

@@ -12,13 +12,12 @@ from numba import njit
 from numpy.typing import NDArray
 
 from ..errors import RecipeError
-from ..instrument import N_SLICES
+from ..instrument import DQ_BADOTHER, DQ_DARKPIXEL, DQ_HOTPIXEL, DQ_LOWQEPIXEL, DQ_SATURATED, N_SLICES
 from ..io.calibrations import TraceTable
 from ..io.headers import float32_card, set_card
 from ..io.muse_image import MuseImage
 from .basic import Series, load_series
 from .combination import CombineParams
-from .detector import DQ_HOTPIXEL, DQ_SATURATED
 from .statistics import Statistics, image_statistics
 from .task import Made, Task
 from .tracing import mean_of_ranks, trace
@@ -26,7 +25,6 @@ from .tracing import mean_of_ranks, trace
 log = logging.getLogger("musedask")
 
 _FLAT, _TRACE = "ESO QC FLAT", "ESO QC TRACE"
-DQ_LOWQEPIXEL, DQ_DARKPIXEL, DQ_BADOTHER = 0x40, 0x200, 0x4000
 #: a row of a slice begins and ends at a pixel that is not dark, if there is one that many pixels from its edges
 SOFT_LEFT, SOFT_RIGHT = 10, 8
 #: lower limit of good pixels where that from the scatter is not positive [count]
