@@ -159,8 +159,23 @@ def _deaf_children() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
+def _has_terminal() -> bool:
+    """Whether the terminal of the standard error is there for this process, which is not in the background."""
+    if not sys.stderr.isatty():
+        return False
+    try:
+        return os.tcgetpgrp(sys.stderr.fileno()) == os.getpgrp()
+    except (AttributeError, OSError):
+        # a terminal that controls nothing
+        return True
+
+
 class Progress:
-    """Progress of one kind of work: a bar on a terminal, now and then a line otherwise."""
+    """Progress of one kind of work: a bar on a terminal, now and then a line otherwise, or in the background.
+
+    A bar that is drawn from the background would spoil what is typed, and where the terminal is set so
+    (``stty tostop``) stop the work.
+    """
 
     def __init__(self, label: str, total: int, *, done: int = 0, enabled: bool = True) -> None:
         self.label = label
@@ -170,7 +185,7 @@ class Progress:
         self._start = self._printed = time.monotonic()
         self._bar: Any = None
         self._enabled = enabled and log.isEnabledFor(logging.INFO) and total > 0
-        if self._enabled and sys.stderr.isatty():
+        if self._enabled and _has_terminal():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as RichProgress
