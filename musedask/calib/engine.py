@@ -50,7 +50,8 @@ Frames = PathLike | Iterable[Frame | tuple[PathLike, str] | PathLike]
 _CALL_MEMORY = 1_300_000_000
 #: resource of workers that esorex takes one of, if they declare it
 RESOURCE = "esorex"
-_OWNER = "owner"
+#: file in the folder of a run that tells whose it is
+OWNER = "owner"
 
 
 # --- what is to be done ----------------------------------------------------------------------------
@@ -91,8 +92,8 @@ class Call:
     overwrite, keep_scratch : bool
     names : mapping of str to str
         Products that get other names than the recipe's.
-    records : Path or None
-        Where the record goes, if not to the log.
+    record_file : Path or None
+        Where the record goes, if not beside the log.
     """
 
     recipe: Recipe
@@ -112,12 +113,12 @@ class Call:
     overwrite: bool = True
     keep_scratch: bool = False
     names: Mapping[str, str] = field(default_factory=dict)
-    records: Path | None = None
+    record_file: Path | None = None
 
     @property
     def record_path(self) -> Path:
         """File of the record."""
-        return (self.logs if self.records is None else self.records) / f"{self.stem}.json"
+        return self.record_file or self.logs / f"{self.stem}.json"
 
     @property
     def name(self) -> str:
@@ -367,7 +368,7 @@ def plan_recipe(
     """
     recipe = recipe if isinstance(recipe, Recipe) else get_recipe(recipe)
     values = recipe.resolve(parameters)
-    chosen = _choose_engine(recipe, engine)
+    chosen = choose_engine(recipe, engine)
     for name, number in (("n_workers", n_workers), ("threads", threads), ("timeout", timeout)):
         if number is not None and not number > 0:
             raise InputError(f"{name} {number} found, expected a positive number")
@@ -411,7 +412,14 @@ def _changed(record: CallRecord, **changes: Any) -> CallRecord:
     return record
 
 
-def _choose_engine(recipe: Recipe, engine: str) -> str:
+def choose_engine(recipe: Recipe, engine: str) -> str:
+    """The engine that will run a recipe; ``auto`` is native where there is one.
+
+    Raises
+    ------
+    InputError
+        If there is no such engine, or it does not have the recipe.
+    """
     if engine not in ("auto", "esorex", "native"):
         raise InputError(f"engine {engine!r} found, expected auto, esorex or native")
     if engine == "auto":
@@ -598,7 +606,7 @@ def _workplace(plan: Plan) -> Iterator[list[Call]]:
             break
     try:
         if not first.keep_scratch:
-            (root / _OWNER).write_text(f"{platform.node()} {os.getpid()}\n")
+            (root / OWNER).write_text(f"{platform.node()} {os.getpid()}\n")
         yield [
             replace(
                 call, scratch=root, stem=stem if call.ifu is None else f"{stem}-{call.ifu:02d}",
@@ -617,7 +625,7 @@ def sweep(folder: Path) -> None:
     """Remove what is left of runs of this machine that were killed."""
     for root in folder.glob(".musedask-*"):
         try:
-            host, number = (root / _OWNER).read_text().split()
+            host, number = (root / OWNER).read_text().split()
             if host != platform.node():
                 continue
             os.kill(int(number), 0)

@@ -142,7 +142,11 @@ def remember_files(files: Iterable[FileRecord], ifu: int | None) -> None:
     """Contents that are known need not be read again as long as size and time are the same."""
     for file in files:
         if file.checksum:
-            remember(file.path, ifu, Fingerprint(file.checksum, file.scope, file.size, file.mtime_ns))
+            found = Fingerprint(file.checksum, file.scope, file.size, file.mtime_ns)
+            remember(file.path, ifu, found)
+            if file.scope == "file":
+                # all of it was looked at, which is the same for any IFU
+                remember(file.path, None, found)
 
 
 def is_current(record: CallRecord, wanted: CallRecord) -> str:

@@ -1,8 +1,8 @@
 """What a reduction consists of: steps, each a set of frames for a recipe, and what of it depends on what.
 
 A step is one set of frames (SOF) in one folder.  A recipe that works on single IFUs makes a node of each IFU of it,
-so that IFU 3 of the flat field waits for IFU 3 of the bias and for nothing else.  All of this is pure: it knows files by
-name only.
+so that IFU 3 of the flat field waits for IFU 3 of the bias and for nothing else.  All of this is pure: it knows files
+by name only.
 """
 
 from __future__ import annotations
