@@ -82,7 +82,8 @@ def _combine_pixel(  # type: ignore[no-untyped-def]
         for k in range(1, n):
             if np.uint32(dq[k, i]) < np.uint32(dq[best, i]):
                 best = k
-        out_data[i], out_stat[i], out_dq[i] = data[best, i], stat[step * best, i], dq[best, i]
+        factor = np.float64(n if method == 4 else 1)
+        out_data[i], out_stat[i], out_dq[i] = factor * data[best, i], factor**2 * stat[step * best, i], dq[best, i]
         return
     out_dq[i] = 0
     first, last = 0, good

@@ -31,7 +31,8 @@ def expected(data, stat, dq, p):
     good = sorted((d, s) for d, s, q in zip(data, stat, dq, strict=True) if q == 0)
     if not good:
         k = dq.index(min(dq))
-        return data[k], stat[k], dq[k]
+        factor = n if p.method == "sum" else 1
+        return factor * data[k], factor**2 * stat[k], dq[k]
     flags = 0
     if p.method == "median":
         h = len(good) // 2
