@@ -19,6 +19,7 @@ import pytest
 from astropy.io import fits
 
 import musedask
+from musedask.calib.combination import CombineParams, combine_images
 from musedask.calib.names import tag_of
 from musedask.calib.native import NativeOutcome, run_native
 from musedask.calib.wavecal import resampled_image
@@ -267,6 +268,28 @@ def test_same_images(run, arcs, tmp_path, lamps, options):
             for part in ("data", "stat"):
                 x, y = getattr(a, part), getattr(b, part)
                 assert np.all(np.abs(x - y) <= 1e-5 * np.maximum(np.abs(y), 10)), (name, part)
+
+
+@pytest.mark.slow
+def test_sum_of_lamps_where_pixels_are_bad(run, arcs, tmp_path):
+    """Known bad pixels that are saturated with each choice of the lamps: in all images of lamps, and in their sum."""
+    rows = 1000 + 10 * np.arange(8)
+
+    def change(n):
+        def spoil_some(adu):
+            adu[rows, 100] = np.where(np.arange(8) >> n & 1, 80000, 5000 + 1000 * n * (-1) ** np.arange(8))
+
+        return spoil_some
+
+    frames = [f for n, lamp in enumerate(LAMPS) for f in arcs.arcs(lamp, change=change(n), name="bad-in-all")]
+    frames += [*arcs.calibrations, (write_bad_pixels(tmp_path / "bad.fits", 101, rows + 1), "BADPIX_TABLE")]
+    folder = run("muse_wavecal", frames, nifu=1, saveimages="true", lampwise="false")
+    images = [read_muse_image(folder / f"ARC_RED_LAMP_{n:04d}-01.fits", ifu=1) for n in (1, 2, 3)]
+    expected = read_muse_image(folder / "ARC_RED_0001-01.fits", ifu=1)
+    assert expected.dq[rows, 100].tolist() == [256] * 7 + [256 | 4096]
+    found = combine_images(images, CombineParams("sum"))
+    for part in ("data", "stat", "dq"):
+        assert np.array_equal(getattr(found, part), getattr(expected, part)), part
 
 
 def test_frames_are_what_they_say():
