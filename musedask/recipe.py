@@ -236,6 +236,8 @@ class Recipe:
         In the order of the reference pipeline.
     alternative : tuple of Input
         What takes the place of `inputs` as soon as frames of its raw tags are given.
+    standard_ifu : int or None
+        IFU that all others are compared with, where a call works on all of them: it must be among them.
     """
 
     name: str
@@ -244,6 +246,7 @@ class Recipe:
     products: tuple[Product, ...]
     parameters: tuple[Parameter, ...]
     alternative: tuple[Input, ...] = ()
+    standard_ifu: int | None = None
 
     @property
     def raw_tag(self) -> str:

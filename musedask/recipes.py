@@ -485,6 +485,7 @@ TWILIGHT = Recipe(
         ),
         Parameter("vignnfmmask", int, 22, "Height of the vignetted area in the narrow field (pixel).", expert=True),
     ),
+    standard_ifu=1,
 )  # fmt: skip
 
 ILLUM = Recipe(

@@ -200,13 +200,21 @@ def _of_all_ifus(recipe: Recipe, inputs: Sequence[Input], frames: Sequence[Frame
     """For a call that works on the exposures of all IFUs: an IFU whose calibrations are missing is left out."""
     selected: set[Frame] = set()
     failed: dict[int, InputError] = {}
-    for ifu in ifus_of(recipe, frames):
+    standard = recipe.standard_ifu
+    ifus = ifus_of(recipe, frames)
+    for ifu in ifus:
         try:
             selected |= set(_of_ifu(recipe, inputs, frames, ifu))
         except InputError as error:
             failed[ifu] = error
     if not selected:
         raise next(iter(failed.values()), InputError(f"{recipe.name}: the raw frames have data of no IFU"))
+    if standard is not None and (standard in failed or standard not in ifus):
+        why = str(failed.get(standard, ""))
+        if not why:
+            raws = [f for f in frames if f.tag in recipe.raw_tags]
+            why = f"{recipe.name}, IFU {standard}: no frame to work on is of this IFU; {_owners(raws, standard)}"
+        raise InputError(f"{why}\n  This IFU cannot be left out: the brightness of all others is compared with it.")
     for problem in failed.values():
         log.warning("%s; left out", problem)
     return [f for f in frames if f in selected]

@@ -268,6 +268,24 @@ def test_all_ifus_at_once(make, raws, warnings):
         check_frames(TWILIGHT, frames[:-1])
 
 
+def test_standard_of_all_ifus(make, raws):
+    """The reference compares the brightness of all IFUs with that of the first, and fails without it."""
+    tags = ("MASTER_BIAS", "MASTER_FLAT", "TRACE_TABLE", "WAVECAL_TABLE")
+    twelve = [*masters(make, 12, *tags), make("GEOMETRY_TABLE", "g.fits")]
+    frames = [*raws("SKYFLAT"), *twelve, *masters(make, 1, *tags[:-1])]
+    text = "muse_twilight, IFU 1: WAVECAL_TABLE: expected 1, found none; with IFU 12: .*\n  This IFU cannot be left out"
+    with pytest.raises(InputError, match=text):
+        check_frames(TWILIGHT, frames)
+    others = [make("SKYFLAT", f"other{i}.fits", "CHAN12") for i in range(3)]
+    text = "IFU 1: no frame to work on is of this IFU; with IFU 12: .*other0.fits.*\n  This IFU cannot"
+    with pytest.raises(InputError, match=text):
+        check_frames(TWILIGHT, others + twelve)
+    dead = [make("SKYFLAT", f"dead{i}.fits", "CHAN01", "CHAN12", dead=("CHAN01",), empty=("CHAN01",)) for i in range(3)]
+    with pytest.raises(InputError, match=r"IFU 1: no frame .* no data of IFU 1, whose detector is dead: .*dead0\.fits"):
+        check_frames(TWILIGHT, dead + twelve)
+    assert [r.name for r in RECIPES.values() if r.standard_ifu] == ["muse_twilight"]
+
+
 def test_pixel_tables(make, warnings):
     recipe = get_recipe("exp_combine")
     tables = [make("PIXTABLE_REDUCED", f"{i}.fits", "data") for i in range(2)]
