@@ -13,6 +13,8 @@ from typing import Any
 import click
 
 from ._version import __version__
+from .cli_cluster import cluster as cluster_group
+from .cli_cluster import cluster_option
 from .cli_products import badpix, product
 from .cli_recipe import recipe
 from .cli_run import run as recipe_run
@@ -106,13 +108,7 @@ _memory = click.option(
 )
 _running = _stack(
     _memory,
-    click.option(
-        "--cluster",
-        metavar="SPEC",
-        default=None,
-        help="local[:N] for N worker processes, or tcp://host:port of a running Dask scheduler; "
-        "by default threads of this process.",
-    ),
+    cluster_option,
     click.option("--n-workers", type=click.IntRange(1), default=None, help="Number of local threads."),
     _overwrite,
 )
@@ -148,7 +144,7 @@ def _chunks(text: str | None) -> tuple[int, int, int] | None:
 def _run_on(cluster: str | None, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
     from .compute import open_cluster
 
-    with open_cluster(cluster) as client:
+    with open_cluster(cluster, options.get("memory_limit")) as client:
         _show_start()
         return function(*args, client=client, **options)
 
@@ -333,6 +329,7 @@ main.add_command(recipe)
 recipe.add_command(recipe_run)
 main.add_command(badpix)
 main.add_command(product)
+main.add_command(cluster_group)
 
 
 # ----------------------------------------------------------------------------------- simulation
@@ -509,7 +506,7 @@ def simulate_statics(out_dir: Path, ifus: str, **options: Any) -> None:
 @main.command()
 @click.argument("out_dir", type=FILE, default=Path("demo"))
 @click.option("--memory-limit", default="150MB", show_default=True, help="Memory for all tasks together.")
-@click.option("--cluster", default=None, metavar="SPEC", help="See combine.")
+@cluster_option
 def demo(out_dir: Path, memory_limit: str, cluster: str | None) -> None:
     """The main job on simulated data: a 2x2 mosaic larger than its memory, compared with the truth."""
     from .demo import run_demo

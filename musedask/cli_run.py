@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from .cli_cluster import ClusterOption
 from .cli_recipe import RecipeCommand
 from .recipe import Recipe
 
@@ -24,11 +25,7 @@ def _common() -> list[click.Parameter]:
         ),
         click.Option(["--ifus"], default=None, metavar="LIST", help="IFUs, e.g. 1-12,24, instead of --nifu."),
         click.Option(["--output-dir"], type=_FILE, default=Path("."), help="Folder of the products.  [default: .]"),
-        click.Option(
-            ["--cluster"], default=None, metavar="SPEC",
-            help="local[:N] for N worker processes, or tcp://host:port of a running Dask scheduler; by default "
-            "threads of this process.",
-        ),
+        ClusterOption(),
         click.Option(["--n-workers"], type=click.IntRange(1), default=None, help="Calls at a time without a cluster."),
         click.Option(["--threads"], type=click.IntRange(1), default=None, help="Threads of a call."),
         click.Option(["--timeout"], type=float, default=None, metavar="SECONDS", help="Longest time of a call."),

@@ -6,15 +6,15 @@ import contextlib
 import logging
 import os
 import re
-import signal
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from .errors import ComputeError, InputError, MusedaskError, PlanError
 
@@ -56,8 +56,17 @@ def format_bytes(size: float) -> str:
     return f"{size:.3g} TB"
 
 
-def default_memory_limit() -> int:
-    """Six tenths of the memory that is available now, heeding a cgroup limit."""
+def default_memory_limit(client: Client | None = None) -> int:
+    """Six tenths of the memory that is available now, heeding a cgroup limit.
+
+    On a cluster whose workers all declare their ``MEMORY``, the sum of that.
+    """
+    if client is not None:
+        workers = worker_info(client).values()
+        declared = [(worker.get("resources") or {}).get("MEMORY", 0) for worker in workers]
+        if declared and all(declared):
+            threads = sum(worker["nthreads"] for worker in workers)
+            return int(sum(declared) * n_threads(client, None) / threads)
     import psutil
 
     available = psutil.virtual_memory().available
@@ -89,74 +98,62 @@ def n_threads(client: Client | None, n_workers: int | None) -> int:
     """Number of tasks that run at a time."""
     if client is None:
         return n_workers or default_workers()
-    return sum(client.nthreads().values()) or 1
+    return max(sum(client.nthreads().values()), _EXPECTED_THREADS.get(client, 1))
 
 
-@contextlib.contextmanager
-def open_cluster(spec: str | None, memory_limit: int | None = None) -> Iterator[Client | None]:
+def worker_info(client: Client) -> dict[str, dict[str, Any]]:
+    """What the scheduler knows of each worker, by address."""
+    try:
+        info = client.scheduler_info(n_workers=-1)
+    except TypeError:
+        # of older versions, which always tell all
+        info = client.scheduler_info()
+    return dict(info["workers"])
+
+
+#: threads that a cluster will have when all its workers are there
+_EXPECTED_THREADS: WeakKeyDictionary[Client, int] = WeakKeyDictionary()
+
+
+def expect_threads(client: Client, number: int) -> None:
+    """Tell how many threads the workers of a cluster will have, if more of them are still to come.
+
+    Plans are made for so many, since `n_threads` and `default_memory_limit` count them.
+    """
+    _EXPECTED_THREADS[client] = number
+
+
+def open_cluster(
+    spec: str | None, memory_limit: str | int | None = None
+) -> contextlib.AbstractContextManager[Client | None]:
     """Client for a ``--cluster`` option; the cluster is closed afterwards if it was started here.
+
+    Workers that are started declare the resources ``esorex`` (calls of esorex at a time) and ``MEMORY`` (bytes for
+    tasks), unless the site sets others.
 
     Parameters
     ----------
     spec : str or None
-        None for local threads, ``local`` or ``local:N`` for N worker processes on this
-        machine, ``tcp://host:port`` for a running scheduler.
+        None for local threads, ``local[:N[:THREADS]]`` for N worker processes on this machine, ``slurm``, ``pbs``,
+        ``lsf``, ``htcondor``, ``sge``, ``oar``, ``moab`` (``[:JOBS]``) or the YAML file of a site for jobs of a batch
+        system, ``tcp://host:port`` or a scheduler file (``.json[:WORKERS]``) for a running scheduler.
+    memory_limit : str or int, optional
+        Memory that local workers declare, all together.
+
+    Returns
+    -------
+    context manager
+        Of the client, with at least one worker, or None.
 
     Raises
     ------
     InputError
-        If the text is none of these, or the scheduler cannot be reached.
+        If the text is none of these, the configuration of the site is missing or wrong, jobs cannot be
+        submitted, or the scheduler cannot be reached or has no workers.
     """
-    if spec is None:
-        yield None
-        return
-    match = re.fullmatch(r"local(?::(\d+))?", spec)
-    if not match and not re.fullmatch(r"(tcp|tls|ws)://.+:\d+", spec):
-        raise InputError(f"--cluster {spec!r} found, expected local, local:N or tcp://host:port")
-    from distributed import Client as DistributedClient
-    from distributed import LocalCluster
+    from .clusters import open_cluster as opened
 
-    started = time.perf_counter()
-    if match:
-        n = int(match[1]) if match[1] else default_workers()
-        if n < 1:
-            raise InputError(f"--cluster {spec!r}: at least one worker is needed")
-        dashboard = ":0"
-        with contextlib.suppress(ImportError):
-            import bokeh  # noqa: F401
-
-            dashboard = "127.0.0.1:0"
-        # the planner keeps the promise; a nanny that kills workers near it would only lose work
-        with _deaf_children():
-            cluster = LocalCluster(
-                n_workers=n, threads_per_worker=1, memory_limit=0, dashboard_address=dashboard, host="127.0.0.1"
-            )
-        with cluster, DistributedClient(cluster) as client:
-            log.info(
-                "cluster: %d worker processes, started in %.1f s; dashboard %s",
-                n, time.perf_counter() - started, client.dashboard_link,
-            )  # fmt: skip
-            yield client
-        return
-    try:
-        with DistributedClient(spec, timeout="10s") as client:
-            log.info("cluster: scheduler %s; dashboard %s", spec, client.dashboard_link)
-            yield client
-    except (OSError, TimeoutError) as error:
-        raise InputError(f"--cluster {spec}: no scheduler answers there: {error}") from error
-
-
-@contextlib.contextmanager
-def _deaf_children() -> Iterator[None]:
-    """Processes started inside do not hear Ctrl-C, which is meant for this one; it ends them in order."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
+    return opened(spec, memory_limit)
 
 
 def _has_terminal() -> bool:

@@ -96,7 +96,7 @@ def make_settings(
     output: Path, memory_limit: str | int | None, client: Client | None, n_workers: int | None, overwrite: bool
 ) -> Settings:
     client = resolve_client(client)
-    limit = default_memory_limit() if memory_limit is None else parse_bytes(memory_limit)
+    limit = default_memory_limit(client) if memory_limit is None else parse_bytes(memory_limit)
     if n_workers is not None and n_workers < 1:
         raise InputError(f"n_workers = {n_workers} found, expected at least 1")
     scratch = output.absolute().parent / f".{output.name}.work"

@@ -22,6 +22,7 @@ from ..compute import (
     default_workers,
     format_bytes,
     give_back_arrays,
+    n_threads,
     parse_bytes,
     resolve_client,
     run_tasks,
@@ -222,9 +223,9 @@ def task_threads(client: Client | None, n_workers: int | None, memory_limit: str
     """
     if n_workers is not None and n_workers < 1:
         raise InputError(f"n_workers = {n_workers} found, expected at least 1")
-    limit = default_memory_limit() if memory_limit is None else parse_bytes(memory_limit)
+    limit = default_memory_limit(client) if memory_limit is None else parse_bytes(memory_limit)
     if client is not None:
-        workers = sum(client.nthreads().values()) or 1
+        workers = n_threads(client, None)
         if memory_limit is not None and workers * TASK_MEMORY > limit:
             raise PlanError(
                 f"memory limit {format_bytes(limit)} found, {workers} workers need "
