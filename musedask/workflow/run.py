@@ -235,6 +235,8 @@ class Run:
         self.client = client
         self.outcome = Outcome()
         self.costs = Costs()
+        #: folder in which calls have theirs
+        self.scratch = state.scratch
         self._mosaic = mosaic
         self._sofs: set[str] = set()
         self._given_up = threading.Event()
@@ -334,7 +336,7 @@ class Run:
         with _scratch(self.state, self.settings) as scratch, self._pool() as submit, compute.Progress(
             "reduce", len(nodes)
         ) as progress:
-            self._scratch = scratch
+            self.scratch = scratch
             try:
                 while ready or self._running:
                     ready.sort(key=lambda node: -urgency[node])
@@ -393,8 +395,11 @@ class Run:
                 slots = self._slots
             self._running[node] = (slots, memory, time.monotonic())
             try:
-                job = self._job(node, self.settings.threads or slots)
-            except MusedaskError as error:
+                job = self.job(node, self.settings.threads or slots)
+                step.folder.mkdir(parents=True, exist_ok=True)
+                if step.recipe is not None:
+                    self._write_sof(step)
+            except (MusedaskError, OSError) as error:
                 self._events.put((node, error))
                 continue
             self.state.note("start", node)
@@ -498,23 +503,28 @@ class Run:
             frames += [Frame(Path(f.path), ref.tag) for f in found]
         return frames, known
 
-    def _job(self, node: Node, threads: int) -> Job:
+    def job(self, node: Node, threads: int = 1) -> Job:
+        """What is to be done for a node whose needs are done.
+
+        Raises
+        ------
+        InputError
+            If an input is missing, or there are too few or too many.
+        """
         step = self.graph[node.step]
         frames, known = self.frames(node)
         record = self.state.record_path(node)
         forced = bool({step.name, step.id} & self.settings.force)
-        step.folder.mkdir(parents=True, exist_ok=True)
         if step.recipe is None:
             operation = Operation(step.operation, tuple(frames), step.values, step.folder)
             return Job(node, operation, record, tuple(known), forced)
-        self._write_sof(step)
         values = step.recipe.resolve(step.values)
         if node.ifu is not None:
             values["nifu"] = node.ifu
         stem = step.stem if node.ifu is None else f"{step.stem}-{node.ifu:02d}"
         call = Call(
             step.recipe, node.ifu, tuple(check_frames(step.recipe, frames, node.ifu)), values,
-            self._engines[step.id], step.folder, step.folder, stem, self._scratch,
+            self._engines[step.id], step.folder, step.folder, stem, self.scratch,
             threads=threads if self.client is None else self.settings.threads, alone=self._slots == 1,
             timeout=self.settings.timeout, executable=self.settings.esorex, names=step.names, record_file=record,
             function=NATIVE.get(step.recipe.name, ""),

@@ -1,0 +1,636 @@
+"""From what goes with what to the steps of a reduction: recipes, sets of frames, folders, parameters.
+
+The order of the steps, their frames and options are those of MUSEreduce, with what its users ask for; where
+calibrations of several nights or two standards belong to one observing block, each gets a folder of its own, and what
+several blocks share is made once and linked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..calib.frames import ifus_of
+from ..errors import InputError
+from ..io.sof import Frame, read_sof
+from ..recipe import Recipe
+from ..recipes import get_recipe
+from .steps import STEPS, Graph, Ref, Step
+
+if TYPE_CHECKING:
+    from .associate import Associations, Choice, Group
+    from .config import Config
+
+#: recipe of each step
+RECIPES: Mapping[str, str] = {
+    "bias": "muse_bias", "dark": "muse_dark", "flat": "muse_flat", "wavecal": "muse_wavecal", "lsf": "muse_lsf",
+    "twilight": "muse_twilight", "sci_basic": "muse_scibasic", "std_basic": "muse_scibasic",
+    "std_flux": "muse_standard", "astrometry": "muse_astrometry", "sky": "muse_create_sky", "sci_post": "muse_scipost",
+    "exp_align": "muse_exp_align", "exp_combine": "muse_exp_combine",
+}  # fmt: skip
+#: which step makes a calibration
+MADE_BY: Mapping[str, str] = {
+    "MASTER_BIAS": "bias", "MASTER_DARK": "dark", "MASTER_FLAT": "flat", "TRACE_TABLE": "flat",
+    "WAVECAL_TABLE": "wavecal", "LSF_PROFILE": "lsf", "TWILIGHT_CUBE": "twilight", "STD_RESPONSE": "std_flux",
+    "STD_TELLURIC": "std_flux", "ASTROMETRY_WCS": "astrometry",
+}  # fmt: skip
+#: calibrations that a step does without, although the recipe would take them
+_WITHOUT: Mapping[str, tuple[str, ...]] = {"wavecal": ("MASTER_FLAT",)}
+#: name of the set of frames of a step
+_STEMS: Mapping[str, str] = {
+    "sci_basic": "sci_basic_object", "std_basic": "sci_basic_std", "sci_post": "scipost",
+    "astrometry": "astrometry",
+}  # fmt: skip
+_CALIBRATIONS = ("bias", "dark", "flat", "wavecal", "lsf", "twilight")
+#: suffixes of the products of muse_scipost, and the folders in which they are collected
+SUFFIXES: Mapping[str, str] = {
+    "_wosky": "withoutsky_withrvcorr", "_wsky": "withsky_withrvcorr", "_wskynorvcorr": "withsky_withoutrvcorr",
+}  # fmt: skip
+#: products of muse_scipost that are combined later
+_COLLECTED = ("DATACUBE_FINAL", "IMAGE_FOV", "PIXTABLE_REDUCED")
+
+
+@dataclass(frozen=True)
+class Exposure:
+    """A science or sky exposure.
+
+    Attributes
+    ----------
+    id : str
+        Name of its folder.
+    ob : str
+        Folder of its observing block.
+    group : Group
+        The raw frame.
+    """
+
+    id: str
+    ob: str
+    group: Group
+
+
+@dataclass(frozen=True)
+class Pointing:
+    """Exposures that are combined.
+
+    Attributes
+    ----------
+    name : str
+        Of its folder.
+    parent : str
+        Folder of the observing block or of the target that it is in.
+    exposures : tuple of Exposure
+    collected : tuple of str
+        Of each exposure, what comes after the category in the names of its collected products.
+    """
+
+    name: str
+    parent: str
+    exposures: tuple[Exposure, ...]
+    collected: tuple[str, ...]
+
+
+def build_graph(
+    associations: Associations,
+    exposures: Sequence[Exposure],
+    pointings: Sequence[Pointing],
+    config: Config,
+    reduced: Path,
+    *,
+    engine: str = "auto",
+    first: str | None = None,
+    last: str | None = None,
+    ifus: Iterable[int] | None = None,
+) -> Graph:
+    """The steps of a reduction.
+
+    Parameters
+    ----------
+    associations : Associations
+    exposures : sequence of Exposure
+        Science exposures to be reduced, and the exposures of sky that they need.
+    pointings : sequence of Pointing
+    config : Config
+    reduced : Path
+        Folder of the reduction.
+    engine : {"auto", "esorex", "native"}
+        Recipes that are not native run on esorex in any case.
+    first, last : str, optional
+        Steps from and to which it goes; what comes before must be there.
+    ifus : iterable of int, optional
+        Default: those of the raw frames.
+
+    Returns
+    -------
+    Graph
+
+    Raises
+    ------
+    InputError
+        If a step is unknown, or a calibration that an exposure cannot do without is missing.
+    """
+    builder = _Builder(associations, exposures, config, reduced, engine, ifus)
+    builder.active = wanted_steps(config, first, last)
+    for exposure in exposures:
+        builder.exposure(exposure)
+    for pointing in pointings:
+        builder.pointing(pointing)
+    return builder.graph
+
+
+def wanted_steps(config: Config, first: str | None, last: str | None) -> frozenset[str]:
+    """Steps that are to be done by the switches of a configuration and the range that was asked for."""
+    for name in (first, last):
+        if name is not None and name not in STEPS:
+            raise InputError(f"step {name!r} found, expected one of {', '.join(STEPS)}")
+    low = STEPS.index(first) if first else 0
+    high = STEPS.index(last) if last else len(STEPS) - 1
+    if low > high:
+        raise InputError(f"steps from {first} to {last} found, but {last} comes first: {', '.join(STEPS)}")
+    switches = {
+        **dict.fromkeys(_CALIBRATIONS, config.calibration.execute),
+        "sci_basic": config.sci_basic.execute and config.sci_basic.execute_sci,
+        "std_basic": config.sci_basic.execute and config.sci_basic.execute_std,
+        "std_flux": config.std_flux.execute,
+        "astrometry": config.calibration.execute,
+        "sky": config.sky.execute,
+        "sci_post": config.sci_post.execute,
+        "dither_collect": config.dither_collect.execute,
+        "exp_align": config.exp_align.execute,
+        "exp_combine": config.exp_combine.execute,
+    }
+    return frozenset(name for name in STEPS[low : high + 1] if switches[name])
+
+
+class _Builder:
+    """Makes steps as they are asked for, each once."""
+
+    def __init__(
+        self,
+        associations: Associations,
+        exposures: Sequence[Exposure],
+        config: Config,
+        reduced: Path,
+        engine: str,
+        ifus: Iterable[int] | None,
+    ) -> None:
+        self.graph = Graph()
+        self.active: frozenset[str] = frozenset(STEPS)
+        self._associations = associations
+        self._config = config
+        self._reduced = reduced
+        self._engine = engine
+        self._ifus = tuple(ifus) if ifus is not None else None
+        self._made: dict[tuple[Any, ...], Step] = {}
+        self._linked: set[tuple[str, str]] = set()
+        self._by_group = {e.group.id: e for e in exposures}
+        self._nights: dict[Path, date] = {}
+        self._numbers: dict[str, tuple[int, ...]] = {}
+        self._configs: dict[str, Config] = {}
+
+    def config(self, ob: str) -> Config:
+        """Configuration of an observing block."""
+        if ob not in self._configs:
+            self._configs[ob] = self._config.for_ob(ob)
+        return self._configs[ob]
+
+    # --- calibrations
+
+    def _choice(self, group: Group, category: str) -> Choice | None:
+        return self._associations.choices.get(group.id, {}).get(category)
+
+    def refs(self, group: Group, category: str, ob: str, chain: str) -> list[Ref]:
+        """Where a calibration of a group comes from; empty if there is none."""
+        choice = self._choice(group, category)
+        if choice is None:
+            return []
+        if choice.group is None:
+            return [Ref(category, path=file.path) for file in choice.files]
+        if category not in MADE_BY:
+            return [Ref(category, path=file.path) for file in choice.group.frames]
+        step = self.calibration(MADE_BY[category], choice.group, ob, chain)
+        return [Ref(category, step=step.id)]
+
+    def calibration(self, name: str, group: Group, ob: str, chain: str) -> Step:
+        """The step that makes calibrations of a group, in the folder of an observing block."""
+        config = self.config(ob)
+        chain = {"twilight": "TWILIGHT", "dark": "DARK"}.get(name, chain)
+        values = self.values(name, group, config)
+        key = (name, group.id, tuple(sorted((k, str(v)) for k, v in values.items())))
+        step = self._made.get(key)
+        if step is not None:
+            self._link(step, group, ob, chain)
+            return step
+        if name in ("std_flux", "astrometry"):
+            return self._of_star(name, key, group, ob, values)
+        recipe = get_recipe(RECIPES[name])
+        inputs = [Ref(group.tag, path=file.path) for file in group.frames]
+        inputs += self._calibrations(name, group, ob, chain)
+        step = self._add(
+            name, self._folder(name, group, ob, chain), inputs, values, ob=ob, ifus=self.ifus(recipe, group, inputs)
+        )
+        self._made[key] = step
+        return step
+
+    def _calibrations(self, name: str, group: Group, ob: str, chain: str) -> list[Ref]:
+        """What a step needs beside its raw frames."""
+        recipe, found = get_recipe(RECIPES[name]), []
+        without = _WITHOUT.get(name, ())
+        for i in recipe.inputs:
+            if i.tag == group.tag or i.tag in without or i.tag == "SKY":
+                continue
+            if i.tag == "MASTER_DARK" and not self.config(ob).calibration.dark:
+                continue
+            refs = self.refs(group, i.tag, ob, chain)
+            if not refs and i.minimum and i.group == "calib":
+                self._missing(name, group, i.tag)
+            found += refs
+        return found
+
+    def _missing(self, name: str, group: Group, category: str) -> None:
+        reasons = [m.reason for m in self._associations.missing if (m.group, m.category) == (group.id, category)]
+        names = ", ".join(f.path.name for f in group.frames[:2]) + (", ..." if len(group.frames) > 2 else "")
+        raise InputError(
+            f"{names}: no {category} found, which {RECIPES[name]} needs" + (f": {reasons[0]}" if reasons else "")
+        )
+
+    def _of_star(self, name: str, key: tuple[Any, ...], group: Group, ob: str, values: dict[str, Any]) -> Step:
+        """Response of a standard star, or the solution of an astrometric field: two steps in one folder."""
+        basic = "std_basic" if name == "std_flux" else "astrometry"
+        folder = self._folder(name, group, ob, "")
+        inputs = [Ref(group.tag, path=file.path) for file in group.frames]
+        recipe = get_recipe("muse_scibasic")
+        inputs += self._calibrations("std_basic", group, ob, "SCIENCE")
+        tables = self._add(
+            basic, folder, inputs, self.values("std_basic", group, self.config(ob)), ob=ob, recipe="muse_scibasic",
+            stem="sci_basic_std" if name == "std_flux" else "sci_basic_astrometry",
+            ifus=self.ifus(recipe, group, inputs),
+        )  # fmt: skip
+        tag = f"PIXTABLE_{group.tag}"
+        more = [r for i in get_recipe(RECIPES[name]).inputs if i.tag != tag
+                for r in self.refs(group, i.tag, ob, "SCIENCE")]  # fmt: skip
+        step = self._add(name, folder, [Ref(tag, step=tables.id), *more], values, ob=ob)
+        self._made[key] = step
+        return step
+
+    def _folder(self, name: str, group: Group, ob: str, chain: str) -> Path:
+        """Folder of a calibration; one of another night if its place is taken by another group."""
+        base = {"std_flux": "std", "astrometry": "astrometry"}.get(name, f"calibrations/{chain}")
+        stem = _STEMS.get(name, name)
+        places = [base, f"{base}_{group.night}"] + [f"{base}_{group.night}_{k}" for k in range(2, 100)]
+        # what belongs together is together: the folder that has other steps of this night
+        for place in places:
+            folder = self._reduced / ob / place
+            free = self._id(folder, stem) not in self.graph.steps
+            if free and self._nights.get(folder, group.night) == group.night:
+                self._nights.setdefault(folder, group.night)
+                return folder
+        raise InputError(f"{self._reduced / ob / base}: too many groups of {group.tag}")
+
+    def _link(self, step: Step, group: Group, ob: str, chain: str) -> None:
+        """Show a calibration also in the folder of another observing block or chain that uses it."""
+        base = {"std_flux": "std", "astrometry": "astrometry"}.get(step.name, f"calibrations/{chain}")
+        own = step.folder.relative_to(self._reduced)
+        place = f"{ob}/{base}"
+        if own.as_posix() == place or own.as_posix().startswith(f"{place}_") or (step.id, place) in self._linked:
+            return
+        self._linked.add((step.id, place))
+        folder = self._reduced / place
+        assert step.recipe is not None
+        tags = [p.tag for p in step.recipe.products if p.expected(step.recipe.resolve(step.values))]
+        suffix = 0
+        while self._id(folder, step.stem) in self.graph.steps:
+            suffix += 1
+            folder = self._reduced / (f"{place}_{group.night}" if suffix == 1 else f"{place}_{group.night}_{suffix}")
+        inputs = tuple(Ref(tag, step=step.id) for tag in tags)
+        self.graph.add(
+            Step(self._id(folder, step.stem), step.name, folder, step.stem, inputs, operation="link", ob=ob,
+                 active=step.name in self.active, values={"copy": self._config.musedask.collect == "copy"})
+        )  # fmt: skip
+
+    # --- exposures
+
+    def exposure(self, exposure: Exposure) -> None:
+        """All steps of one exposure up to muse_scipost; of one of sky up to muse_create_sky."""
+        tables = self._basic(exposure)
+        if exposure.group.tag == "SKY":
+            self._sky(exposure, tables)
+            return
+        self._post(exposure, tables)
+
+    def _basic(self, exposure: Exposure) -> Step:
+        """Pixel tables of an exposure."""
+        key = ("sci_basic", exposure.group.id)
+        if key not in self._made:
+            group, ob = exposure.group, exposure.ob
+            inputs = [Ref(group.tag, path=file.path) for file in group.frames]
+            inputs += self._calibrations("sci_basic", group, ob, "SCIENCE")
+            self._made[key] = self._add(
+                "sci_basic", self._place(exposure), inputs, self.values("sci_basic", group, self.config(ob)),
+                ob=ob, exposure=exposure.id, ifus=self.ifus(get_recipe("muse_scibasic"), group, inputs),
+            )  # fmt: skip
+        return self._made[key]
+
+    def _sky(self, exposure: Exposure, tables: Step) -> Step:
+        """Sky of an exposure, of blank sky or of the target itself; the last step of it."""
+        key = ("sky", exposure.group.id)
+        if key in self._made:
+            return self._made[key]
+        group, ob = exposure.group, exposure.ob
+        config = self.config(ob)
+        values = self.values("sky", group, config)
+        table = Ref("PIXTABLE_SKY", step=tables.id, product=f"PIXTABLE_{group.tag}")
+        calibrations = []
+        for tag in ("EXTINCT_TABLE", "STD_RESPONSE", "STD_TELLURIC", "SKY_LINES", "LSF_PROFILE"):
+            refs = self.refs(group, tag, ob, "SCIENCE")
+            if not refs and tag != "STD_TELLURIC" and "sky" in self.active:
+                self._missing("sky", group, tag)
+            calibrations += refs
+        folder = self._place(exposure)
+        if not config.sky.modified:
+            step = self._add("sky", folder, [table, *calibrations], values, ob=ob, exposure=exposure.id)
+            self._made[key] = step
+            return step
+        labels: dict[str, Any] = {"ob": ob, "exposure": exposure.id}
+        one = self._add("sky", folder / "sky_pass1", [table, *calibrations], values, **labels)
+        zero = self._operation(
+            "sky", "zero_continuum", folder / "sky_pass2", "sky_zero", [Ref("SKY_CONTINUUM", step=one.id)],
+            {"products": {"SKY_CONTINUUM_zero.fits": "SKY_CONTINUUM"}}, **labels,
+        )  # fmt: skip
+        two = self._add(
+            "sky", folder / "sky_pass2", [table, *calibrations, Ref("SKY_CONTINUUM", step=zero.id)], values, **labels
+        )
+        continuum = one if config.sky.keep_continuum else zero
+        step = self._operation(
+            "sky", "keep_lines", folder, "sky",
+            [*(Ref(tag, step=two.id) for tag in ("SKY_LINES", "SKY_MASK", "SKY_SPECTRUM", "SKY_IMAGE")),
+             Ref("SKY_CONTINUUM", step=continuum.id)],
+            {"species": list(config.sky.kept_species), "protect": [list(r) for r in config.sky.protect],
+             "products": _named("SKY_LINES", "SKY_MASK", "SKY_SPECTRUM", "SKY_IMAGE", "SKY_CONTINUUM")}, **labels,
+        )  # fmt: skip
+        self._made[key] = step
+        return step
+
+    def _sky_of(self, exposure: Exposure, tables: Step) -> Step:
+        """The sky that belongs to a science exposure, in its folder."""
+        config = self.config(exposure.ob)
+        choice = self._choice(exposure.group, "SKY") if config.sky.sky_field == "auto" else None
+        if choice is None or choice.group is None:
+            return self._sky(exposure, tables)
+        source = self._by_group.get(choice.group.id)
+        if source is None:
+            raise InputError(f"{exposure.id}: its exposure of sky {choice.group.id} is not among the exposures")
+        made = self._sky(source, self._basic(source))
+        tags = ("SKY_LINES", "SKY_CONTINUUM", "SKY_MASK", "SKY_SPECTRUM", "SKY_IMAGE")
+        return self._operation(
+            "sky", "link", self._place(exposure), "sky", [Ref(tag, step=made.id) for tag in tags],
+            {"copy": config.musedask.collect == "copy", "products": _named(*tags)}, ob=exposure.ob,
+            exposure=exposure.id,
+        )  # fmt: skip
+
+    def _post(self, exposure: Exposure, tables: Step) -> Step:
+        """muse_scipost of an exposure."""
+        group, ob = exposure.group, exposure.ob
+        config = self.config(ob)
+        values = self.values("sci_post", group, config)
+        inputs = [Ref("PIXTABLE_OBJECT", step=tables.id)]
+        for tag in ("EXTINCT_TABLE", "STD_RESPONSE", "STD_TELLURIC", "ASTROMETRY_WCS", "FILTER_LIST", "OUTPUT_WCS",
+                    "OFFSET_LIST"):  # fmt: skip
+            refs = self.refs(group, tag, ob, "SCIENCE")
+            if not refs and tag in ("EXTINCT_TABLE", "STD_RESPONSE") and "sci_post" in self.active:
+                self._missing("sci_post", group, tag)
+            inputs += refs
+        subtract = values["skymethod"] != "none"
+        autocalib = values["autocalib"] != "none"
+        sky = self._sky_of(exposure, tables) if subtract or autocalib else None
+        if subtract and sky is not None:
+            inputs += [Ref(tag, step=sky.id) for tag in ("SKY_LINES", "SKY_CONTINUUM")]
+            inputs += self.refs(group, "LSF_PROFILE", ob, "SCIENCE")
+        if autocalib and sky is not None:
+            inputs.append(Ref("SKY_MASK", step=sky.id))
+        if values["autocalib"] == "user":
+            inputs.append(Ref("AUTOCAL_FACTORS", path=self._place(exposure) / "AUTOCAL_FACTORS.fits"))
+        if config.sci_post.raman and "-AO" in group.mode and "NOAO" not in group.mode:
+            inputs += self.refs(group, "RAMAN_LINES", ob, "SCIENCE")
+        suffix = suffix_of(config)
+        recipe = get_recipe("muse_scipost")
+        names = {}
+        for tag in _COLLECTED:
+            name = recipe.product(tag).file_name()
+            names[name] = name.replace(".fits", f"{suffix}.fits")
+        step = self._add("sci_post", self._place(exposure), inputs, values, ob=ob, exposure=exposure.id, names=names)
+        self._made["sci_post", group.id] = step
+        return step
+
+    # --- combination
+
+    def pointing(self, pointing: Pointing) -> None:
+        """Collect, align and combine the exposures of a pointing."""
+        config = self.config(pointing.exposures[0].ob)
+        suffix = suffix_of(config)
+        folder = self._reduced / pointing.parent / pointing.name / SUFFIXES[suffix]
+        label = f"{pointing.parent}/{pointing.name}"
+        refs, names, products = [], [], {}
+        for exposure, collected in zip(pointing.exposures, pointing.collected, strict=True):
+            post = self._made["sci_post", exposure.group.id]
+            for tag in _COLLECTED:
+                if post.recipe is not None and post.recipe.product(tag).expected(post.recipe.resolve(post.values)):
+                    refs.append(Ref(tag, step=post.id))
+                    names.append(f"{tag}_{collected}.fits")
+                    products[names[-1]] = tag
+        ob = pointing.exposures[0].ob
+        copy = config.musedask.collect == "copy"
+        collected_step = self._operation(
+            "dither_collect", "link", folder, "dither_collect", refs,
+            {"names": names, "copy": copy, "products": products}, ob=ob, pointing=label,
+        )  # fmt: skip
+        if len(pointing.exposures) < 2:
+            self._single(pointing, folder, collected_step, label, copy=copy)
+            return
+        values = self.values("exp_align", pointing.exposures[0].group, config)
+        align = self._add(
+            "exp_align", folder, [Ref("IMAGE_FOV", step=collected_step.id)], values, ob=ob, pointing=label
+        )
+        values = self.values("exp_combine", pointing.exposures[0].group, config)
+        inputs = [Ref("PIXTABLE_REDUCED", step=collected_step.id), Ref("OFFSET_LIST", step=align.id)]
+        inputs += self.refs(pointing.exposures[0].group, "FILTER_LIST", ob, "SCIENCE")
+        inputs += self.refs(pointing.exposures[0].group, "OUTPUT_WCS", ob, "SCIENCE")
+        if self._engine == "esorex":
+            self._add("exp_combine", folder, inputs, values, ob=ob, pointing=label)
+            return
+        self._operation(
+            "exp_combine", "mosaic", folder, "exp_combine", inputs,
+            {**values, "products": {"DATACUBE_FINAL.fits": "DATACUBE_FINAL", "IMAGE_FOV_0001.fits": "IMAGE_FOV"}},
+            ob=ob, pointing=label,
+        )  # fmt: skip
+
+    def _single(self, pointing: Pointing, folder: Path, collected: Step, label: str, *, copy: bool) -> None:
+        """The cube of a pointing of one exposure is that of the exposure."""
+        refs = [Ref(tag, step=collected.id) for tag in ("DATACUBE_FINAL", "IMAGE_FOV")]
+        names = ["DATACUBE_FINAL.fits", "IMAGE_FOV_0001.fits"]
+        self._operation(
+            "exp_combine", "link", folder, "exp_combine", refs,
+            {"names": names, "copy": copy, "products": dict(zip(names, ("DATACUBE_FINAL", "IMAGE_FOV"), strict=True))},
+            ob=pointing.exposures[0].ob, pointing=label,
+        )  # fmt: skip
+
+    # --- parts
+
+    def values(self, name: str, group: Group, config: Config) -> dict[str, Any]:
+        """Parameters of the recipe of a step: what the configuration's keys say, then what is set by name."""
+        found: dict[str, Any] = {}
+        if name == "flat":
+            found = {"samples": True}
+        elif name == "wavecal":
+            found = {"residuals": True}
+        elif name == "sci_basic":
+            basic = config.sci_basic
+            found = {"skyreject": basic.skyreject, "skylines": basic.skylines, "saveimage": False}
+        elif name == "std_basic":
+            found = {"saveimage": False}
+        elif name == "std_flux":
+            found = {"filter": "white"}
+        elif name == "sky":
+            found = {"fraction": config.sky.fraction, "ignore": config.sky.ignore}
+        elif name == "sci_post":
+            found = _scipost_values(config)
+        elif name == "exp_align":
+            found = {"srcmin": config.exp_align.srcmin, "srcmax": config.exp_align.srcmax}
+        elif name == "exp_combine":
+            found = {"filter": "white", "save": "cube", "crsigma": 5.0, "weight": config.exp_combine.weight}
+        return {**found, **config.recipe_parameters(name, RECIPES[name])}
+
+    def ifus(self, recipe: Recipe, group: Group, inputs: Sequence[Ref]) -> tuple[int, ...]:
+        """IFUs that a step has nodes of."""
+        if not recipe.per_ifu:
+            return ()
+        if group.id not in self._numbers:
+            frames = [Frame(r.path, r.tag) for r in inputs if r.path is not None and r.tag == group.tag]
+            self._numbers[group.id] = tuple(ifus_of(recipe, frames))
+        there = self._numbers[group.id]
+        return tuple(i for i in there if self._ifus is None or i in self._ifus)
+
+    def _place(self, exposure: Exposure) -> Path:
+        return self._reduced / exposure.ob / exposure.id
+
+    def _id(self, folder: Path, stem: str) -> str:
+        return f"{folder.relative_to(self._reduced).as_posix()}/{stem}"
+
+    def _add(
+        self,
+        name: str,
+        folder: Path,
+        inputs: Sequence[Ref],
+        values: Mapping[str, Any],
+        *,
+        recipe: str | None = None,
+        stem: str | None = None,
+        ifus: tuple[int, ...] = (),
+        ob: str = "",
+        **more: Any,
+    ) -> Step:
+        stem = stem or _STEMS.get(name, name)
+        declared = get_recipe(recipe or RECIPES[name])
+        declared.resolve(values)
+        step = Step(
+            self._id(folder, stem), name, folder, stem, tuple(inputs), declared, values=values, ifus=ifus, ob=ob,
+            engine=self._engine_of(declared.name), keep_sof=not self._creates_sof(name, self.config(ob)),
+            active=name in self.active, **more,
+        )  # fmt: skip
+        return self.graph.add(self._honour_sof(step))
+
+    def _operation(
+        self,
+        name: str,
+        operation: str,
+        folder: Path,
+        stem: str,
+        inputs: Sequence[Ref],
+        values: Mapping[str, Any],
+        **labels: Any,
+    ) -> Step:
+        return self.graph.add(
+            Step(
+                self._id(folder, stem), name, folder, stem, tuple(inputs), operation=operation, values=values,
+                active=name in self.active, **labels,
+            )
+        )  # fmt: skip
+
+    def _engine_of(self, recipe: str) -> str:
+        from ..calib.registry import has_native
+
+        if self._engine == "native" and not has_native(recipe):
+            return "esorex"
+        return self._engine
+
+    def _creates_sof(self, name: str, config: Config) -> bool:
+        if name in _CALIBRATIONS:
+            return config.calibration.create_sof
+        section = {"std_basic": "sci_basic", "astrometry": "calibration"}.get(name, name)
+        return bool(getattr(getattr(config, section), "create_sof", True))
+
+    def _honour_sof(self, step: Step) -> Step:
+        """Take the inputs of a step from a set of frames that the user has made."""
+        path = step.folder / f"{step.stem}.sof"
+        if not step.keep_sof or not path.exists():
+            return step
+        made = {
+            (p.resolve(), tag): (other.id, tag)
+            for other in self.graph
+            for tag in _tags(other)
+            for p in other.product_paths(tag)
+        }
+        by_path = {p: origin for (p, _), origin in made.items()}
+        refs: dict[Ref, None] = {}
+        for frame in _listed(path, by_path):
+            origin = by_path.get(frame.path.resolve())
+            if origin is None:
+                refs[Ref(frame.tag, path=frame.path)] = None
+            else:
+                refs[Ref(frame.tag, step=origin[0], product=origin[1])] = None
+        return replace(step, inputs=tuple(refs))
+
+
+def _listed(path: Path, made: Mapping[Path, Any]) -> list[Frame]:
+    """Frames of a user's set of frames, in which there may be files that are still to be made."""
+    lines = [line.split() for line in path.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    if all(len(words) == 2 for words in lines):
+        frames = [Frame(path.parent / words[0], words[1]) for words in lines]
+        missing = [f.path for f in frames if not f.path.exists() and f.path.resolve() not in made]
+        if not missing:
+            return frames
+        raise InputError(f"{path}: {missing[0]}: no such file, and no step makes it")
+    return read_sof(path)
+
+
+def _tags(step: Step) -> list[str]:
+    if step.recipe is None:
+        return sorted(set(step.values.get("products", {}).values()))
+    return [p.tag for p in step.recipe.products]
+
+
+def _named(*tags: str) -> dict[str, str]:
+    return {f"{tag}.fits": tag for tag in tags}
+
+
+def suffix_of(config: Config) -> str:
+    """What the names of the products of muse_scipost end with."""
+    if not config.global_.withrvcorr:
+        return "_wskynorvcorr"
+    return "_wosky" if config.sci_post.subtract_sky else "_wsky"
+
+
+def _scipost_values(config: Config) -> dict[str, Any]:
+    post = config.sci_post
+    values: dict[str, Any] = {
+        "save": ",".join(config.musedask.save),
+        "skymethod": config.sky.method if post.subtract_sky and config.global_.withrvcorr else "none",
+        "autocalib": post.autocalib,
+        "filter": "white",
+    }
+    if not config.global_.withrvcorr:
+        values["rvcorr"] = "none"
+    return values
