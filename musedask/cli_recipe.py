@@ -92,7 +92,7 @@ def _option(p: Parameter) -> click.Option:
 
 
 class RecipeCommand(click.Command):
-    """A command with the parameters of a recipe as options; ``--merge`` means ``--merge=true``, as for esorex.
+    """A command with the parameters of a recipe as options; ``--merge`` alone means ``--merge=true``, as for esorex.
 
     Parameters
     ----------
@@ -114,5 +114,7 @@ class RecipeCommand(click.Command):
                 given += args[i:]
                 break
             flag = self._flags.fullmatch(argument.replace("-", "_").replace("__", "--", 1))
-            given.append(f"--{flag[1]}=true" if flag else argument)
+            # --merge false: not a set of frames of that name
+            apart = args[i + 1 : i + 2] if flag and args[i + 1 : i + 2] in (["true"], ["false"]) else []
+            given.append(f"--{flag[1]}=true" if flag and not apart else argument)
         return super().parse_args(ctx, given)

@@ -229,6 +229,10 @@ def test_parameters_are_options():
     assert parsed(recipes.LSF, "--save-subtracted", "--merge=FALSE", "--", "--merge") == {
         "save_subtracted": True, "merge": False, "sofs": ("--merge",),
     }  # fmt: skip
+    # a value apart is not a set of frames
+    assert parsed(recipes.LSF, "--save-subtracted", "false", "a.sof", "--merge", "true", "--merge") == {
+        "save_subtracted": False, "merge": True, "sofs": ("a.sof",),
+    }  # fmt: skip
 
 
 def test_wrong_options():
