@@ -15,8 +15,10 @@ import click
 from ._version import __version__
 from .cli_cluster import cluster as cluster_group
 from .cli_cluster import cluster_option
+from .cli_config import config as config_group
 from .cli_products import badpix, product
 from .cli_recipe import recipe
+from .cli_reduce import clean, reduce, status
 from .cli_run import run as recipe_run
 from .cube.params import EXTRA
 from .errors import MusedaskError
@@ -330,6 +332,10 @@ recipe.add_command(recipe_run)
 main.add_command(badpix)
 main.add_command(product)
 main.add_command(cluster_group)
+main.add_command(config_group)
+main.add_command(reduce)
+main.add_command(status)
+main.add_command(clean)
 
 
 # ----------------------------------------------------------------------------------- simulation

@@ -463,7 +463,8 @@ class _Builder:
             return
         self._operation(
             "exp_combine", "mosaic", folder, "exp_combine", inputs,
-            {**values, "products": {"DATACUBE_FINAL.fits": "DATACUBE_FINAL", "IMAGE_FOV_0001.fits": "IMAGE_FOV"}},
+            {**values, "output": config.musedask.output,
+             "products": {"DATACUBE_FINAL.fits": "DATACUBE_FINAL", "IMAGE_FOV_0001.fits": "IMAGE_FOV"}},
             ob=ob, pointing=label,
         )  # fmt: skip
 
@@ -540,7 +541,16 @@ class _Builder:
             engine=self._engine_of(declared.name), keep_sof=not self._creates_sof(name, self.config(ob)),
             active=name in self.active, **more,
         )  # fmt: skip
-        return self.graph.add(self._honour_sof(step))
+        step = self.graph.add(self._honour_sof(step))
+        if len(ifus) > 1 and self.config(ob).musedask.merge:
+            tags = [p.tag for p in declared.products if p.per_ifu and p.expected(declared.resolve(values))]
+            tags = [tag for tag in tags if not tag.startswith("PIXTABLE_")]
+            if tags:
+                self._operation(
+                    name, "merge", folder, f"{stem}_merged", [Ref(tag, step=step.id) for tag in tags],
+                    {"products": _named(*tags)}, ob=ob, exposure=step.exposure,
+                )  # fmt: skip
+        return step
 
     def _operation(
         self,

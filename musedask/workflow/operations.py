@@ -1,4 +1,4 @@
-"""What a reduction does beside recipes: links, edited tables of the sky, the mosaic."""
+"""What a reduction does beside recipes: links, edited tables of the sky, merged products."""
 
 from __future__ import annotations
 
@@ -136,9 +136,22 @@ def keep_lines(frames: Sequence[Frame], values: Mapping[str, Any], folder: Path)
     return made
 
 
+def merge(frames: Sequence[Frame], values: Mapping[str, Any], folder: Path) -> list[Frame]:
+    """Products of single IFUs in one file of each category, as ``--merge`` of the recipes; the single ones stay."""
+    from ..io.merge import merge_products
+
+    made = []
+    for tag in dict.fromkeys(frame.tag for frame in frames):
+        paths = [frame.path for frame in frames if frame.tag == tag]
+        merge_products(paths, folder / f"{tag}.fits", overwrite=True)
+        made.append(Frame(folder / f"{tag}.fits", tag))
+    return made
+
+
 #: what can be done, by name
 OPERATIONS: dict[str, Callable[[Sequence[Frame], Mapping[str, Any], Path], list[Frame]]] = {
     "link": link,
     "zero_continuum": zero_continuum,
     "keep_lines": keep_lines,
+    "merge": merge,
 }
