@@ -32,7 +32,7 @@ from ..recipes import NATIVE, get_recipe
 from . import esorex as drs
 from .frames import check_frames, ifus_of
 from .names import may_be_made
-from .provenance import CallRecord, FileRecord, package_versions, write_record
+from .provenance import CallRecord, FileRecord, native_environment, package_versions, write_record
 from .registry import has_native, native_recipes
 from .task import Task
 
@@ -653,6 +653,8 @@ def wanted_record(call: Call) -> CallRecord:
         installation = drs.find_installation(call.executable, call.recipe.name)
         record.versions = {**record.versions, **installation.versions}
         record.environment = drs.deciding_environment(drs.child_environment(call.threads or 1))
+    else:
+        record.environment = native_environment()
     return record
 
 
@@ -744,6 +746,7 @@ def _run_native(call: Call, record: CallRecord, folder: Path, given_up: Callable
     from .native import NativeOutcome, Stopped, run_native, write_log
 
     record.versions = package_versions()
+    record.environment = native_environment()
     task = Task(call.recipe, call.ifu, call.frames, call.values, record.threads)
     outcome = NativeOutcome()
     # other calls in other threads are not to be counted; threads of this call are, if it is alone

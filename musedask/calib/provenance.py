@@ -25,8 +25,8 @@ from ..io.sof import Frame
 SCHEMA_VERSION = 1
 #: versions that make a difference to the numbers, by engine
 _DECIDING = {"esorex": ("esorex", "cpl", "drs"), "native": ("musedask", "numpy", "numba")}
-#: environment variables that change what a recipe of the reference does
-DECIDING_ENVIRONMENT = "MUSE_"
+#: environment variables that change what a recipe does, by how they begin; those of the reference that ours heed, too
+_DECIDING_ENVIRONMENT = {"esorex": "MUSE_", "native": "MUSE_BASICPROC_SKIP_"}
 
 
 @dataclass(frozen=True)
@@ -161,8 +161,8 @@ def call_key(
     """Hash of all that the products of a call depend on: 32 hexadecimal digits.
 
     Two calls have the same key if recipe, IFU, engine, the values of all parameters, the versions of the software
-    that computes, the variables ``MUSE_*`` of the environment (of esorex), and the tags and contents of the inputs in
-    their order are the same; names, places and times of files, threads and hosts do not matter.
+    that computes, the variables ``MUSE_*`` of the environment that it heeds, and the tags and contents of the inputs
+    in their order are the same; names, places and times of files, threads and hosts do not matter.
 
     Parameters
     ----------
@@ -177,6 +177,7 @@ def call_key(
     unknown = [file.path for file in inputs if not file.checksum]
     if unknown:
         raise InputError(f"{unknown[0]}: its content is not known, so that the call has no key")
+    heeded = _DECIDING_ENVIRONMENT.get(engine)
     content = {
         "recipe": recipe,
         "ifu": ifu,
@@ -185,12 +186,15 @@ def call_key(
         "parameters": {k: v for k, v in parameters.items() if k not in ("nifu", "merge")},
         "versions": {name: versions.get(name) for name in _DECIDING.get(engine, ())},
         "inputs": [[file.tag, file.checksum] for file in inputs],
-        "environment": {k: v for k, v in environment.items() if k.startswith(DECIDING_ENVIRONMENT)}
-        if engine == "esorex"
-        else {},
+        "environment": {k: v for k, v in environment.items() if heeded and k.startswith(heeded)},
     }
     text = json.dumps(content, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def native_environment() -> dict[str, str]:
+    """Variables of the environment that matter to native recipes."""
+    return {k: v for k, v in sorted(os.environ.items()) if k.startswith(_DECIDING_ENVIRONMENT["native"])}
 
 
 @lru_cache(maxsize=1)

@@ -14,7 +14,7 @@ from astropy.io import fits
 from distributed import Client, LocalCluster
 
 from musedask import run_recipe
-from musedask.calib.engine import Call, execute, plan_recipe, run_call
+from musedask.calib.engine import Call, execute, plan_recipe, run_call, wanted_record
 from musedask.calib.esorex import find_installation
 from musedask.calib.names import may_be_made, tag_of
 from musedask.calib.provenance import read_record
@@ -50,6 +50,17 @@ def run(frames, tmp_path):
 
 
 # ------------------------------------------------------------------------------------------- success
+
+
+def test_environment_that_native_recipes_heed(run, frames, tmp_path, monkeypatch):
+    monkeypatch.setenv("MUSE_BASICPROC_SKIP_NONLIN_CORR", "1")
+    monkeypatch.setenv("MUSE_EXPERT_USER", "1")
+    record = run(ifus=1).records[0]
+    assert record.environment == {"MUSE_BASICPROC_SKIP_NONLIN_CORR": "1"}
+    call = plan_recipe("muse_bias", frames, engine="native", ifus=1, output_dir=tmp_path / "out").calls[0]
+    assert wanted_record(call).key() == record.key()
+    monkeypatch.delenv("MUSE_BASICPROC_SKIP_NONLIN_CORR")
+    assert wanted_record(call).key() != record.key()
 
 
 def test_native(run, frames, tmp_path):

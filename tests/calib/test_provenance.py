@@ -109,3 +109,5 @@ def test_native_key_depends_on_this_package(record):
     for name in ("musedask", "numpy", "numba"):
         assert replace(native, versions={**native.versions, name: "99"}).key() != native.key()
     assert replace(native, environment={"MUSE_EXPERT_USER": "1"}).key() == native.key()
+    # which native recipes heed
+    assert replace(native, environment={"MUSE_BASICPROC_SKIP_GAIN_OVERRIDE": "1"}).key() != native.key()
