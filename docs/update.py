@@ -18,6 +18,7 @@ from musedask.cli import main
 from musedask.cube.params import EXTRA
 from musedask.recipe_pages import parameter_table, recipe_index, recipe_page
 from musedask.recipes import EXP_COMBINE, MAKE_CUBE, RECIPES
+from musedask.workflow.config_pages import key_tables
 
 ROOT = Path(__file__).resolve().parents[1]
 _PART = re.compile(r"(<!-- generated: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -89,6 +90,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "parameters of musedask alone": lambda: parameter_table(EXTRA),
     "commands": _commands,
     "recipes": recipe_index,
+    "keys of the configuration": key_tables,
     **{f"recipe {name}": partial(recipe_page, recipe) for name, recipe in RECIPES.items()},
 }
 

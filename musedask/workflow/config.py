@@ -207,7 +207,7 @@ class Config(Section):
         """Keys with other values than by default: section, key, value, default."""
         return [item for item in self.items() if item[2] != item[3]]
 
-    def canonical(self, *, full: bool = False) -> dict[str, dict[str, Any]]:
+    def canonical(self, *, full: bool = False, absolute: bool = False) -> dict[str, dict[str, Any]]:
         """Sections with canonical keys and plain values, as they are written to a file.
 
         Paths are as they were given, options of esorex are among the parameters.
@@ -216,8 +216,10 @@ class Config(Section):
         ----------
         full : bool
             All keys, not only those that were given.
+        absolute : bool
+            Paths from the root.
         """
-        result = _plain_sections(self, self._given, full)
+        result = _plain_sections(self, self._given, full, absolute)
         parameters = dict(self.parameters)
         for recipe in OPTION_KEYS:
             if options := self._options(recipe):
@@ -227,7 +229,7 @@ class Config(Section):
         obs = {}
         for name, override in self.obs.items():
             changed = self._with(_merged(self._given, override))
-            obs[name] = _plain_sections(changed, override, False)
+            obs[name] = _plain_sections(changed, override, False, absolute)
             parameters = dict(override.get("parameters", {}))
             for recipe, (section, key) in OPTION_KEYS.items():
                 if key in override.get(section, {}):
@@ -240,13 +242,17 @@ class Config(Section):
         return result
 
 
-def _plain_sections(config: Config, given: Given, full: bool) -> dict[str, dict[str, Any]]:
+def _plain_sections(config: Config, given: Given, full: bool, absolute: bool) -> dict[str, dict[str, Any]]:
     result: dict[str, dict[str, Any]] = {}
     for section, key, value, _ in config.items():
         wanted = full or key in given.get(section, {})
-        if not wanted or key.startswith("esorex_kwargs"):
+        if not wanted:
             continue
-        if isinstance(value, Path) or key == "raw":
+        if key.startswith("esorex_kwargs"):
+            if not full:
+                continue
+            value = None
+        if (isinstance(value, Path) or key == "raw") and not absolute:
             value = given.get(section, {}).get(key)
         result.setdefault(section, {})[key] = plain(key, value)
     return result
@@ -295,9 +301,7 @@ def load_config(source: str | Path | Mapping[str, Any] | Config, strict: bool = 
         If it cannot be read, has unknown keys or values that do not fit, or lacks what is needed.  The message tells
         all problems, each with its file, line and key.
     """
-    if isinstance(source, Config):
-        return source
-    config = read_config(source, strict=strict)
+    config = source if isinstance(source, Config) else read_config(source, strict=strict)
     for warning in config.warnings:
         log.warning("%s", warning)
     return config

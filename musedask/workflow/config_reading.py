@@ -13,7 +13,8 @@ from ..errors import InputError
 from ..recipe import Recipe
 from ..recipes import RECIPES, get_recipe
 from .config_file import Document, KeyPath
-from .config_sections import SECTIONS, aliases, choices_of, keys_of
+from .config_sections import SECTIONS, aliases, keys_of
+from .config_values import choices_of, values_text
 from .esorex_options import check_parameters
 from .steps import STEPS
 
@@ -286,20 +287,19 @@ def _boolean(value: Any) -> Any:
 
 
 def _expected(section: str, key: str) -> str:
-    from .config_sections import values_text
-
     return values_text(SECTIONS[section].model_fields[key])
 
 
-def _near(name: str, known: Iterable[str]) -> str:
-    """A question that names what is similar."""
+def _near(name: str, known: Iterable[str] | Mapping[str, str]) -> str:
+    """A question that names what is similar; a mapping tells what to call it."""
+    shown = dict(known) if isinstance(known, Mapping) else {k: k for k in known}
     by_lower: dict[str, str] = {}
-    for k in known:
+    for k in shown:
         by_lower.setdefault(k.lower(), k)
     found = [by_lower[k] for k in get_close_matches(name.lower().replace("-", "_"), by_lower, n=3, cutoff=0.5)]
-    if _plain(name) in map(_plain, found[:1]):
+    if found and _plain(name) == _plain(found[0]):
         found = found[:1]
-    return f"did you mean {' or '.join(found)}?" if found else ""
+    return f"did you mean {' or '.join(dict.fromkeys(shown[k] for k in found))}?" if found else ""
 
 
 def _unknown(name: str, what: str, section: str | None = None) -> str:
@@ -311,7 +311,9 @@ def _unknown(name: str, what: str, section: str | None = None) -> str:
         known = sections
     else:
         spellings = {k: k for k in SECTIONS[section].model_fields}
-        spellings |= {k: f"{t[0]}.{t[1]}" for (s, k), t in _ALIASES.items() if s == section}
+        for (s, k), (to, short) in _ALIASES.items():
+            if s == section:
+                spellings.setdefault(k, short if to == section else f"{to}.{short}")
         hint = _near(name, spellings)
         known = list(SECTIONS[section].model_fields)
     if not hint:

@@ -6,20 +6,12 @@ the sections ``sky`` and ``sci_post``.
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from ..compute import parse_bytes
-from ..errors import InputError
-
-#: IFUs of the instrument, as in .instrument, whose import would make this one slow
-_N_IFUS = 24
+from .config_values import Autocalib, Folder, Folders, Fraction, Ifus, NumbersText, Options, Saved, Size, Times, Words
 
 
 def key(
@@ -31,6 +23,7 @@ def key(
     aliases: Sequence[str] = (),
     sets: tuple[str, str, str] | None = None,
     per_ob: bool = True,
+    values: str = "",
     **limits: Any,
 ) -> Any:
     """Declare a key.
@@ -51,97 +44,16 @@ def key(
         Step, recipe and parameter of the recipe that get the value as it is.
     per_ob : bool
         Whether it may differ between observing blocks.
+    values : str
+        What a value may be, in words, where the type does not tell.
     **limits
         Range, as of `pydantic.Field`.
     """
-    extra: Any = {"acts": acts, "test": test, "aliases": list(aliases), "sets": sets, "per_ob": per_ob}
+    extra: Any = {"acts": acts, "test": test, "aliases": list(aliases), "sets": sets, "per_ob": per_ob,
+                  "values": values}  # fmt: skip
     if isinstance(default, type):
         return Field(default_factory=default, description=effect, json_schema_extra=extra, **limits)
     return Field(default, description=effect, json_schema_extra=extra, **limits)
-
-
-# ------------------------------------------------------------------------------------------ kinds of values
-
-
-def _path(value: Any, info: ValidationInfo) -> Any:
-    """Paths are relative to the folder of the file; ``~`` and ``$VARIABLE`` are replaced."""
-    if value is None or value == "":
-        return None
-    if not isinstance(value, (str, Path)):
-        raise ValueError("expected a path")
-    folder = (info.context or {}).get("folder", Path())
-    return Path(folder) / os.path.expanduser(os.path.expandvars(value))
-
-
-def _nothing(value: Any) -> Any:
-    """Empty text and the word none are nothing."""
-    return None if isinstance(value, str) and value.strip().lower() in ("", "none") else value
-
-
-def _several(value: Any) -> Any:
-    """A single value is a list of one, null is an empty list."""
-    if value is None or value == "":
-        return ()
-    return (value,) if isinstance(value, (str, int, float, Path)) else value
-
-
-def _numbers_text(value: Any) -> Any:
-    """A list of numbers as the text that recipes take."""
-    if isinstance(value, (list, tuple)):
-        return ",".join(str(part) for part in value)
-    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
-
-
-def _times(value: Any) -> Any:
-    """Exposure times; false, null and 0 are none."""
-    return () if value is None or value is False or value in (0, "") else _several(value)
-
-
-def _ifus(value: Any) -> Any:
-    """IFUs: numbers, a list of them, or a text such as ``1-3,12``."""
-    if value is None or value == "" or isinstance(value, bool):
-        return value if isinstance(value, bool) else None
-    numbers: set[int] = set()
-    for part in str(value).split(",") if isinstance(value, (str, int)) else map(str, value):
-        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
-        if not match:
-            raise ValueError("expected something like 1-24 or 3,5-7")
-        numbers |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
-    if not numbers or min(numbers) < 1 or max(numbers) > _N_IFUS:
-        raise ValueError(f"expected IFUs from 1 to {_N_IFUS}")
-    return tuple(sorted(numbers))
-
-
-def _size(value: Any) -> Any:
-    if value is None or value == "":
-        return None
-    try:
-        parse_bytes(value)
-    except InputError as error:
-        raise ValueError(str(error)) from error
-    return str(value)
-
-
-def _comma_list(value: Any) -> Any:
-    """A list, or a text with commas."""
-    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-
-
-Folder = Annotated[Path | None, BeforeValidator(_path)]
-Words = Annotated[tuple[str, ...], BeforeValidator(_several)]
-#: options of esorex in one text, null for none
-Options = Annotated[str | None, BeforeValidator(_nothing)]
-NumbersText = Annotated[str, BeforeValidator(_numbers_text)]
-Times = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_times)]
-Ifus = Annotated[tuple[int, ...] | None, BeforeValidator(_ifus)]
-Size = Annotated[str | None, BeforeValidator(_size)]
-Saved = Annotated[
-    tuple[Literal["cube", "autocal", "raman", "skymodel", "individual", "positioned", "combined", "stacked"], ...],
-    BeforeValidator(_comma_list),
-]
-Autocalib = Annotated[Literal["none", "deepfield", "user"], BeforeValidator(lambda v: "none" if v is None else v)]
-Folders = Annotated[tuple[Folder, ...] | None, BeforeValidator(lambda v: None if v is None else _several(v) or None)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 def _options_key(recipe: str, *, test: str = "") -> Any:
@@ -191,7 +103,7 @@ class Global(Section):
         None, "Parent of the folders `raw` and `reduced`.", acts="all files that are read or written", per_ob=False
     )
     n_CPU: int = key(-1, "Number of cores to use; -1: all.", acts="all recipes: threads and calls at a time",
-                     per_ob=False)  # fmt: skip
+                     per_ob=False, ge=-1, values="-1, 1 or more")  # fmt: skip
     mode: Literal["WFM-NOAO", "WFM-AO", "NFM-AO"] | None = key(
         None, "Reduce the exposures of this mode only; null: each in the mode of its header (`INS MODE`).",
         acts="sorting: choice of exposures",
@@ -218,8 +130,9 @@ class Global(Section):
         per_ob=False,
     )
     using_specific_exposure_time: Times = key(
-        (), "Reduce only exposures of this time or these times [s]; false: all.", acts="sorting: choice of exposures"
-    )
+        (), "Reduce only exposures of this time or these times [s]; false: all.", acts="sorting: choice of exposures",
+        values="number, list of numbers or false",
+    )  # fmt: skip
     using_ESO_calibration: bool = key(
         True,
         "Take master calibrations of the archive where there are any. false: make all from raw calibrations.",
@@ -249,6 +162,13 @@ class Global(Section):
         aliases=("dither_collect.user_list", "dither_collect.exp_list"),
         per_ob=False,
     )
+
+    @field_validator("n_CPU")
+    @classmethod
+    def _not_none(cls, value: int) -> int:
+        if value == 0:
+            raise ValueError("expected -1, 1 or more")
+        return value
 
 
 class Cleanup(Section):
@@ -434,7 +354,8 @@ class Musedask(Section):
     reduced: Folder = key(
         None, "Folder of the products; null: `reduced` in `rootpath`.", acts="all files that are written", per_ob=False
     )
-    ifus: Ifus = key(None, "IFUs to reduce, as `1-12,24` or a list; null: all there are.", acts="all recipes")
+    ifus: Ifus = key(None, "IFUs to reduce, as `1-12,24` or a list; null: all there are.", acts="all recipes",
+                      values="1 to 24 or null")  # fmt: skip
     cluster: str | None = key(
         None, "Where it runs: `local[:N]`, `tcp://...`, a batch system or a file that describes one; null: threads.",
         acts="all steps", per_ob=False,
@@ -444,7 +365,7 @@ class Musedask(Section):
     threads: int | None = key(None, "Threads of a call; null: by `n_CPU` and the calls at a time.", acts="all recipes",
                               per_ob=False, ge=1)  # fmt: skip
     memory_limit: Size = key(None, "Memory for all tasks together, as `16GB`; null: 0.6 of what is free.",
-                             acts="all steps", per_ob=False)  # fmt: skip
+                             acts="all steps", per_ob=False, values="size or null")  # fmt: skip
     timeout: float | None = key(None, "Longest time of a call [s]; null: none.", acts="all recipes", gt=0)
     esorex: str = key("esorex", "Name or path of esorex.", acts="all recipes of the reference", per_ob=False)
     scratch: Folder = key(
@@ -515,47 +436,3 @@ def aliases() -> dict[tuple[str, str], tuple[str, str]]:
                 other, dot, short = alias.rpartition(".")
                 found[(other if dot else section, short)] = (section, name)
     return found
-
-
-def choices_of(annotation: Any) -> tuple[Any, ...]:
-    """Values that a type allows, if it allows only some."""
-    if get_origin(annotation) is Literal:
-        return get_args(annotation)
-    return tuple(c for part in get_args(annotation) for c in choices_of(part)) if annotation is not None else ()
-
-
-def values_text(field: FieldInfo) -> str:
-    """What a value may be, in words."""
-    text = _type_text(field.annotation)
-    limits = [(sign, getattr(m, name)) for m in field.metadata for name, sign in _LIMITS.items() if hasattr(m, name)]
-    return text + " and".join(f" {sign} {value:g}" for sign, value in limits)
-
-
-_LIMITS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
-_NAMES = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path"}
-
-
-def _type_text(annotation: Any) -> str:
-    choices = choices_of(annotation)
-    parts = get_args(annotation)
-    null = " or null" if type(None) in parts else ""
-    if get_origin(annotation) is tuple:
-        inner = parts[0]
-        if get_origin(inner) is tuple:
-            return "list of pairs of numbers"
-        if choices:
-            return f"list of {', '.join(choices)}"
-        return f"list of {_plural(_type_text(inner))}"
-    if get_origin(annotation) is dict:
-        return f"texts with {_plural(_type_text(parts[1]))}" if parts[1] is not Any else "keys with values"
-    if get_origin(annotation) is Annotated:
-        return _type_text(parts[0])
-    if choices:
-        return ", ".join(choices) + null
-    kinds = [part for part in parts if part is not type(None)] if parts else [annotation]
-    return " or ".join(_NAMES[kind] if kind in _NAMES else _type_text(kind) for kind in kinds) + null
-
-
-def _plural(text: str) -> str:
-    text = text.removesuffix(" or null")
-    return text.replace("list", "lists", 1) if text.startswith("list") else f"{text}s"
