@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 from types import MappingProxyType
 
 from ..tags import TAGS
 from .archive import Archive, Selection
-from .classify import IGNORED, RawFile
+from .classify import IGNORED, RawFile, archive_stem
 from .rules import VIGNETTED_BEFORE, Override, Rules
 
 #: words for the levels of quality
@@ -79,13 +79,18 @@ NEEDS = {
         **_BASIC, "STD_RESPONSE": False, "STD_TELLURIC": False, "EXTINCT_TABLE": False, "ASTROMETRY_REFERENCE": True,
     },
     "SKY": {**_BASIC, **_SKY},
-    "OBJECT": {**_BASIC, **_SKY, "ASTROMETRY_WCS": False, "FILTER_LIST": False, "RAMAN_LINES": False, "SKY": False},
+    "OBJECT": {
+        **_BASIC, **_SKY, "ASTROMETRY_WCS": False, "FILTER_LIST": False, "RAMAN_LINES": False, "SKY": False,
+        "OUTPUT_WCS": False, "OFFSET_LIST": False,
+    },
 }  # fmt: skip
 #: given as files, never made of raw frames
 STATIC = (
     "LINE_CATALOG", "BADPIX_TABLE", "VIGNETTING_MASK", "EXTINCT_TABLE", "STD_FLUX_TABLE", "TELLURIC_REGIONS",
     "FILTER_LIST", "SKY_LINES", "RAMAN_LINES", "ASTROMETRY_REFERENCE",
 )  # fmt: skip
+#: only there if the user gives them
+_BY_USER = ("OUTPUT_WCS", "OFFSET_LIST")
 
 
 # ----------------------------------------------------------------------------------------- results
@@ -449,10 +454,21 @@ class _Search:
         ):
             for members in product_sets(source):
                 sets.setdefault(members[0].tag, []).append(members)
+        #: by path, name in the archive, and name of the file
         self.index: dict[str, RawFile] = {}
+        self.by_path = {f.path: f for f in (*statics, *good)}
         for file in (*good, *statics):
-            self.index.setdefault(file.name, file)
-            self.index.setdefault(file.path.name.partition(".fits")[0], file)
+            for name in (str(file.path), file.name, archive_stem(file.path.name)):
+                self.index.setdefault(name, file)
+        #: numbers of overrides by the frames that they name, and of those with wildcards or without
+        self.special: dict[str, list[int]] = {}
+        self.general: list[int] = []
+        self.named_by: dict[Override, list[RawFile]] = {}
+        for i, override in enumerate(self.user):
+            if not override.frames or any(set("*?[") & set(name) for name in override.frames):
+                self.general.append(i)
+            for name in override.frames:
+                self.special.setdefault(name, []).append(i)
 
     # ------------------------------------------------------------------------------ the walk
 
@@ -496,12 +512,21 @@ class _Search:
     def _choose(self, category: str, group: Group, so_far: Mapping[str, Choice]) -> Choice | str:
         """The best of a category, or why there is none; an empty text if the user wants none."""
         candidates, decided = self._users(category, group)
+        if candidates and self._is_weak(category, group):
+            finished = [c for c in [*self._named(category, group), *self._by_rule(category, group)] if c.group is None]
+            candidates = finished or candidates
+        if candidates and category == "ILLUM":
+            chosen = self._illumination(group, candidates)
+            assert chosen is not None
+            return chosen.choice(category)
         if candidates:
             return min(candidates, key=lambda c: _rank(c, self.rules.preference_for(category))).choice(category)
         if decided is not None:
             return decided
         if category in ("GEOMETRY_TABLE", "ASTROMETRY_WCS"):
             return self._geometry(category, group, so_far)
+        if category in _BY_USER:
+            return ""
         if category in STATIC:
             return self._static(category, group)
         candidates = self._named(category, group)
@@ -611,10 +636,7 @@ class _Search:
         elif selection.match and selection.match.upper() != "N/A":
             level = max(1, level)
         words = "named by the archive" if selection.certified else "named by the archive, provisionally"
-        return _Candidate(
-            found.group, found.files, "archive", level, found.other, found.same_night, found.days,
-            f"{words}, {found.reason}",
-        )  # fmt: skip
+        return replace(found, level=level, reason=f"{words}, {found.reason}")
 
     def _as_group(self, frames: Sequence[RawFile]) -> Group:
         """The group of exactly these frames, perhaps a new one."""
@@ -631,14 +653,13 @@ class _Search:
 
     def _users(self, category: str, group: Group) -> tuple[list[_Candidate], str | None]:
         """What the user wants for a group; and, if that is nothing, why, with an empty text if it is on purpose."""
-        overrides = [o for o in self.user if o.applies(group.frames, category, MADE_OF.get(category, ""))]
-        if not overrides:
+        override = self._override(category, group)
+        if override is None:
             return [], None
-        override = overrides[0]
         if not override.files:
             return [], ""
-        known = {f.path: f for f in (*self.files, *(m for s in self.statics.values() for ms in s for m in ms))}
-        here = [f for f in known.values() if override.names(f) and f.tag in (category, MADE_OF.get(category, category))]
+        tags = (category, MADE_OF.get(category, category))
+        here = [f for f in self._files_of(override) if f.tag in tags]
         candidates: list[_Candidate | None] = [
             self._candidate(category, group, members, "user", free=True)
             for members in product_sets(f for f in here if f.product)
@@ -652,9 +673,33 @@ class _Search:
         ]
         found = [c for c in candidates if c is not None and c.group is not group]
         if found:
-            return [_by_user(c, override) for c in found], None
+            return [_by_user(c, override, self.rules) for c in found], None
         self._warn(f"{group.id}: {override.origin}: no {category} in {', '.join(override.files)}; chosen by the rules")
         return [], None
+
+    def _override(self, category: str, group: Group) -> Override | None:
+        """The first that is about a category of a group."""
+        numbers = set(self.general)
+        for frame in group.frames:
+            for name in (str(frame.path), frame.name, frame.path.name):
+                numbers.update(self.special.get(name, ()))
+        made_of = MADE_OF.get(category, "")
+        fits = (self.user[i] for i in sorted(numbers) if self.user[i].applies(group.frames, category, made_of))
+        return next(fits, None)
+
+    def _is_weak(self, category: str, group: Group) -> bool:
+        override = self._override(category, group)
+        return override is not None and override.weak and self.rules.preference_for(category) == "master"
+
+    def _files_of(self, override: Override) -> list[RawFile]:
+        """Files that an override names."""
+        if override not in self.named_by:
+            exact = [self.index[name] for name in override.files if name in self.index]
+            if len(exact) == len(override.files):
+                self.named_by[override] = exact
+            else:
+                self.named_by[override] = [f for f in self.by_path.values() if override.names(f)]
+        return self.named_by[override]
 
     def _follow(self, category: str, group: Group, leader: Choice) -> Choice | None:
         """The product of the same call as another one."""
@@ -694,9 +739,9 @@ class _Search:
 
     def _illumination(self, group: Group, named: Sequence[_Candidate]) -> _Candidate | None:
         """Of the same night; within two hours the one of the most similar temperature, else the nearest in time."""
-        source = "rule"
+        offered, source = list(named), "rule"
         if named:
-            offered, source = list(named), "archive"
+            source = named[0].source
         else:
             found = (self._candidate("ILLUM", group, o, "rule") for o in self.pool.get("ILLUM", []))
             offered = [c for c in found if c is not None and c.same_night]
@@ -723,10 +768,8 @@ class _Search:
             words, level = "temperature not known", 2
         else:
             words, level = f"{dt:.2f} deg of temperature apart", 0 if near else 1
-        level = best.level if source == "archive" else level
-        return _Candidate(
-            best.group, (), source, level, best.other, best.same_night, best.days, f"{best.reason}, {words}"
-        )
+        level = level if source == "rule" else best.level
+        return replace(best, source=source, level=level, reason=f"{best.reason}, {words}")
 
     def _sky(self, group: Group, named: Sequence[_Candidate]) -> _Candidate | None:
         """The nearest of the same night, first of the same block; of another night only of the same block."""
@@ -740,9 +783,7 @@ class _Search:
                 continue
             level = 0 if same and candidate.same_night else 1 if candidate.same_night else 3
             words = f"{candidate.reason}, {'of its own' if same else 'of another'} block"
-            found.append(
-                _Candidate(offered, (), "rule", level, False, candidate.same_night, candidate.days, words)
-            )
+            found.append(replace(candidate, level=level, reason=words))
         return min([*named, *found], key=lambda c: _rank(c, "raw"), default=None)
 
     def _static(self, category: str, group: Group) -> Choice | str:
@@ -891,12 +932,10 @@ class _Search:
         return "others fit better"
 
 
-def _by_user(candidate: _Candidate, override: Override) -> _Candidate:
-    words = f"{override.origin}, {candidate.reason}" if candidate.reason else override.origin
-    return _Candidate(
-        candidate.group, candidate.files, "user", candidate.level, candidate.other, candidate.same_night,
-        candidate.days, words,
-    )  # fmt: skip
+def _by_user(candidate: _Candidate, override: Override, rules: Rules) -> _Candidate:
+    lack = "" if candidate.group is None else shortage(candidate.group, rules)
+    words = ", ".join(filter(None, (override.origin, candidate.reason, lack and f"has {lack}")))
+    return replace(candidate, source="user", level=3 if lack else candidate.level, reason=words)
 
 
 def _same_block(one: RawFile, other: RawFile) -> bool:

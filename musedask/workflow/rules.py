@@ -62,6 +62,8 @@ class Override:
         For which nights.
     origin : str
         Who says so.
+    weak : bool
+        Whether finished calibrations come first where these are preferred.
     """
 
     category: str
@@ -72,6 +74,7 @@ class Override:
     first: date | None = None
     last: date | None = None
     origin: str = "the user's choice"
+    weak: bool = False
 
     def applies(self, frames: Iterable[RawFile], category: str, made_of: str) -> bool:
         """Whether it is about a category of one of these frames."""
@@ -326,7 +329,7 @@ def _exclusion(where: str, value: Any) -> Exclusion:
 def _override(where: str, value: Any) -> Override:
     values = _mapping(where, value)
     for key in values:
-        _check_name(f"{where}.{key}", key, (f.name for f in fields(Override) if f.name != "origin"))
+        _check_name(f"{where}.{key}", key, (f.name for f in fields(Override) if f.name not in ("origin", "weak")))
     category = values.get("category")
     if not isinstance(category, str) or category not in TAGS:
         near = difflib.get_close_matches(str(category), TAGS, 1)
