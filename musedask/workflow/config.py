@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from datetime import date
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from pydantic import Field, PrivateAttr, ValidationError
 from ..errors import InputError
 from ..recipe import Recipe
 from ..recipes import get_recipe
-from .config_file import Document, KeyPath, read_document
+from .config_file import Document, KeyPath, read_document, text_keys
 from .config_reading import OPTION_KEYS, STEP_RECIPES, Given, Reading
 from .config_sections import (
     SECTIONS,
@@ -87,7 +88,7 @@ class Config(Section):
     def raw_folders(self) -> tuple[Path, ...]:
         """Folders of raw data."""
         if self.musedask.raw:
-            return tuple(folder for folder in self.musedask.raw if folder is not None)
+            return self.musedask.raw
         return (self._root("raw"),)
 
     @property
@@ -219,36 +220,38 @@ class Config(Section):
         absolute : bool
             Paths from the root.
         """
-        result = _plain_sections(self, self._given, full, absolute)
+        # options that differ between blocks stay texts, since one text takes the place of another as a whole
+        differ = {recipe for recipe, (section, key) in OPTION_KEYS.items() for override in self.obs.values()
+                  if key in override.get(section, {}) or recipe in override.get("parameters", {})}  # fmt: skip
+        texts = {OPTION_KEYS[recipe] for recipe in differ}
+        result = _plain_sections(self, self._given, texts, full, absolute)
         parameters = dict(self.parameters)
         for recipe in OPTION_KEYS:
-            if options := self._options(recipe):
+            if recipe not in differ and (options := self._options(recipe)):
                 parameters[recipe] = parameters.get(recipe, {}) | options
         if parameters or full:
             result["parameters"] = parameters
         obs = {}
         for name, override in self.obs.items():
             changed = self._with(_merged(self._given, override))
-            obs[name] = _plain_sections(changed, override, False, absolute)
-            parameters = dict(override.get("parameters", {}))
-            for recipe, (section, key) in OPTION_KEYS.items():
-                if key in override.get(section, {}):
-                    options = changed._options(recipe)
-                    parameters[recipe] = parameters.get(recipe, {}) | options
-            if parameters:
+            obs[name] = _plain_sections(changed, override, texts, False, absolute)
+            if parameters := dict(override.get("parameters", {})):
                 obs[name]["parameters"] = parameters
         if obs or full:
             result["obs"] = obs
         return result
 
 
-def _plain_sections(config: Config, given: Given, full: bool, absolute: bool) -> dict[str, dict[str, Any]]:
+def _plain_sections(
+    config: Config, given: Given, texts: set[tuple[str, str]], full: bool, absolute: bool
+) -> dict[str, dict[str, Any]]:
+    """Sections with plain values; options of esorex only where they are to stay texts."""
     result: dict[str, dict[str, Any]] = {}
     for section, key, value, _ in config.items():
         wanted = full or key in given.get(section, {})
         if not wanted:
             continue
-        if key.startswith("esorex_kwargs"):
+        if key.startswith("esorex_kwargs") and (section, key) not in texts:
             if not full:
                 continue
             value = None
@@ -262,7 +265,7 @@ def plain(key: str, value: Any) -> Any:
     """A value as it is written to a file."""
     if key == "using_specific_exposure_time":
         return False if not value else value[0] if len(value) == 1 else list(value)
-    if isinstance(value, Path):
+    if isinstance(value, (Path, date)):
         return str(value)
     if isinstance(value, Mapping):
         return {str(k): plain("", v) for k, v in value.items()}
@@ -316,7 +319,7 @@ def read_config(source: str | Path | Mapping[str, Any], *, strict: bool = False,
         Whether it must have all that a reduction needs.
     """
     if isinstance(source, Mapping):
-        document = Document("", source, Path.cwd())
+        document = Document("", text_keys(source), Path.cwd())
     else:
         document = read_document(Path(source))
     reading = Reading(document)
@@ -339,6 +342,7 @@ def read_config(source: str | Path | Mapping[str, Any], *, strict: bool = False,
                 _check(changed, override, reading, ("obs", name))
     if config is not None:
         _check(config, given, reading)
+        _check_rules(config, reading)
         if complete:
             _check_complete(config, reading)
     reading.raise_problems(strict=strict)
@@ -400,6 +404,24 @@ def _check(config: Config, given: Given, reading: Reading, prefix: KeyPath = ())
             if other != value:
                 reading.warn((*prefix, section, key), f"{value} found, but {parameter} of {recipe} is given as "
                              f"{other}, which goes before")  # fmt: skip
+
+
+def _check_rules(config: Config, reading: Reading) -> None:
+    """Rules of the association; those that have a key elsewhere are said there."""
+    if not config.musedask.association:
+        return
+    from .rules import Rules
+
+    elsewhere = {"use_darks": "calibration.dark", "sky_field": "sky.sky_field", "astrometry": "musedask.astrometry"}
+    for name, value in config.musedask.association.items():
+        path = ("musedask", "association", name)
+        if name in elsewhere:
+            reading.problem(path, f"is the key {elsewhere[name]}, expected there")
+            continue
+        try:
+            Rules.from_mapping({name: value})
+        except InputError as error:
+            reading.problem(path, str(error).removeprefix(f"association.{name}").removeprefix(": "))
 
 
 def _check_complete(config: Config, reading: Reading) -> None:

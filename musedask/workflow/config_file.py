@@ -97,7 +97,14 @@ def read_document(path: Path) -> Document:
         data = {}
     if not isinstance(data, dict):
         raise InputError(f"{path}: {type(data).__name__} found, expected sections with keys")
-    return Document(str(path), data, path.absolute().parent, marks)
+    return Document(str(path), text_keys(data), path.absolute().parent, marks)
+
+
+def text_keys(data: Any) -> Any:
+    """The same with texts for all keys: YAML and Python take numbers, too, as an ``OBS ID``."""
+    if isinstance(data, Mapping):
+        return {key if isinstance(key, str) else json.dumps(key, default=str): text_keys(v) for key, v in data.items()}
+    return [text_keys(entry) for entry in data] if isinstance(data, (list, tuple)) else data
 
 
 Marks = dict[KeyPath, tuple[int, int]]

@@ -201,7 +201,7 @@ class Reading:
             if kind is bool:
                 self.problem(path, f"{value!r} found, expected true or false")
                 return SECTIONS[section].model_fields[key].default
-        elif isinstance(value, bool) and section != "musedask" and key != "association":
+        elif isinstance(value, bool):
             self.problem(path, f"{str(value).lower()} found, expected {_expected(section, key)}")
             return SECTIONS[section].model_fields[key].default
         elif choices and isinstance(value, str) and value not in choices:

@@ -19,12 +19,18 @@ _N_IFUS = 24
 
 def _path(value: Any, info: ValidationInfo) -> Any:
     """Paths are relative to the folder of the file; ``~`` and ``$VARIABLE`` are replaced."""
-    if value is None or value == "":
-        return None
     if not isinstance(value, (str, Path)):
         raise ValueError("expected a path")
     folder = (info.context or {}).get("folder", Path())
     return Path(folder) / os.path.expanduser(os.path.expandvars(value))
+
+
+def _folder(value: Any, info: ValidationInfo) -> Any:
+    return None if value is None or value == "" else _path(value, info)
+
+
+def _folders(value: Any) -> Any:
+    return None if value is None else _several(value) or None
 
 
 def _nothing(value: Any) -> Any:
@@ -53,16 +59,20 @@ def _times(value: Any) -> Any:
 
 def _ifus(value: Any) -> Any:
     """IFUs: numbers, a list of them, or a text such as ``1-3,12``."""
-    if value is None or value == "" or isinstance(value, bool):
-        return value if isinstance(value, bool) else None
+    if value is None or value == "":
+        return None
     numbers: set[int] = set()
-    for part in str(value).split(",") if isinstance(value, (str, int)) else map(str, value):
+    parts = value if isinstance(value, (list, tuple)) else str(value).split(",")
+    for part in map(str, parts):
         match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
         if not match:
             raise ValueError("expected something like 1-24 or 3,5-7")
-        numbers |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
-    if not numbers or min(numbers) < 1 or max(numbers) > _N_IFUS:
-        raise ValueError(f"expected IFUs from 1 to {_N_IFUS}")
+        first, last = int(match[1]), int(match[2] or match[1])
+        if not 1 <= first <= last <= _N_IFUS:
+            raise ValueError(f"expected IFUs from 1 to {_N_IFUS}")
+        numbers |= set(range(first, last + 1))
+    if not numbers:
+        raise ValueError("expected one IFU at least")
     return tuple(sorted(numbers))
 
 
@@ -81,7 +91,8 @@ def _comma_list(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
-Folder = Annotated[Path | None, BeforeValidator(_path)]
+Folder = Annotated[Path | None, BeforeValidator(_folder)]
+Folders = Annotated[tuple[Annotated[Path, BeforeValidator(_path)], ...] | None, BeforeValidator(_folders)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_several)]
 #: options of esorex in one text, null for none
 Options = Annotated[str | None, BeforeValidator(_nothing)]
@@ -94,7 +105,6 @@ Saved = Annotated[
     BeforeValidator(_comma_list),
 ]
 Autocalib = Annotated[Literal["none", "deepfield", "user"], BeforeValidator(lambda v: "none" if v is None else v)]
-Folders = Annotated[tuple[Folder, ...] | None, BeforeValidator(lambda v: None if v is None else _several(v) or None)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 

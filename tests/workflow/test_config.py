@@ -488,7 +488,10 @@ def test_migration_keeps_everything(tmp_path):
         | {"OB": "T", "OB_list": ["a", "b"], "rootpath": "night/"},
         "dither_collect": {"execute": False, "user_list": ["x"]},
         "parameters": {"muse_scipost": {"lambdamin": 4900, "lambdaref": 7100}, "sci_post": {"lambdamax": 7100}},
-        "obs": {"a": {"sky": {"esorex_kwargs": "--sampling=0.5"}, "exp_align": {"scrmin": 2}}},
+        "obs": {
+            "a": {"sky": {"esorex_kwargs": "--lambdamin=5000"}, "exp_align": {"scrmin": 2}},
+            "b": {"parameters": {"muse_bias": {"nlow": 5, "nhigh": 5}}},
+        },
     }
     old = written(tmp_path, "json", data)
     before = read_config(old)
@@ -596,6 +599,29 @@ def test_keys_that_set_parameters_fit_them():
                 parameter = get_recipe(recipe).parameter(name)
                 parameter.check(model.model_fields[key].default)
                 assert f"{step}: {recipe} {name}" in declared["acts"], (section, key)
+
+
+# ------------------------------------------------------------------------------------------ rules
+
+
+def test_rules_of_the_association():
+    rules = {"preference": "master", "windows": {"STD": [1, 2, 3, 4]}, "minimum": {"FLAT": 5}, "exclude": ["a*"]}
+    assert make(musedask={"association": rules}).musedask.association == rules
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "expected"),
+    [
+        ("preferense", "raw", "no such key, perhaps preference"),
+        ("preference", "best", "'best' found, expected one of raw, master"),
+        ("windows", {"STD": [3, 2, 1]}, "expected four growing numbers"),
+        ("exclude", [{"night": "2018-11-08"}], "no such key, perhaps nights"),
+        ("use_darks", True, "is the key calibration.dark, expected there"),
+    ],
+)
+def test_rules_that_are_refused(key, given, expected):
+    message = problem(musedask={"association": {key: given}})
+    assert message.startswith(f"musedask.association.{key}: ") and expected in message
 
 
 # ------------------------------------------------------------------------------------------ observing blocks
@@ -709,6 +735,22 @@ def test_declarations_are_complete():
             description = model.model_fields[key].description
             assert description and description.endswith("."), (section, key)
             assert declared["acts"], (section, key)
+
+
+def test_examples_of_the_page(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    page = (ROOT / "docs" / "config.md").read_text()
+    examples = re.findall(r"```yaml\n# (\S+)\n(.*?)```", page, flags=re.DOTALL)
+    assert len(examples) >= 4
+    for name, text in examples:
+        (tmp_path / name).write_text(f"# {name}\n{text}")
+        assert not load_config(tmp_path / name, strict=True).warnings
+    shown = re.search(r"\$ musedask config check small.yaml\n(.*?)```", page, flags=re.DOTALL)[1]
+    assert run("check", tmp_path / "small.yaml").output.replace(f"{tmp_path}/", "") == shown
+    wrong = (tmp_path / "small.yaml").read_text().replace("static_calib_path", "static_calib")
+    (tmp_path / "small.yaml").write_text(wrong)
+    shown = re.search(r"```text\n(Error: .*?)```", page, flags=re.DOTALL)[1]
+    assert shown.strip() in run("check", tmp_path / "small.yaml").output.replace(f"{tmp_path}/", "").splitlines()
 
 
 def test_named_tests_exist():
