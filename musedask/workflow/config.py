@@ -115,22 +115,12 @@ class Config(Section):
         """``rvcorr`` of muse_scipost."""
         return (self.sci_post.rvcorr or "bary") if self.global_.withrvcorr else "none"
 
-    @property
-    def targets(self) -> dict[str, tuple[str, ...]]:
-        """Targets and the observing blocks that are combined for each, as names, ``OBS ID`` or patterns."""
-        targets = dict(self.musedask.targets)
-        if self.global_.dither_multiple_OBs and self.global_.OB_list:
-            blocks = self.global_.OB_list
-            if not any(set(blocks) <= set(found) for found in targets.values()):
-                targets[blocks[0]] = blocks
-        return targets
-
     # ------------------------------------------------------------------------------------- recipe parameters
 
     def recipe_parameters(self, step: str, recipe: str | Recipe) -> dict[str, Any]:
         """Recipe parameters that the user gave for a step: those of the recipe, options of esorex, those of the step.
 
-        What comes later goes before.  The sections' own keys are not among them, see `section_parameters`.
+        What comes later goes before.  The sections' own keys, as ``sky.fraction``, are not among them.
 
         Parameters
         ----------
@@ -148,16 +138,6 @@ class Config(Section):
         if STEP_RECIPES.get(step) == name:
             values |= self.parameters.get(step, {})
         return values
-
-    def section_parameters(self, step: str, recipe: str | Recipe) -> dict[str, Any]:
-        """Recipe parameters that are keys of sections, as ``sky.fraction``."""
-        name = recipe.name if isinstance(recipe, Recipe) else get_recipe(recipe).name
-        found = {}
-        for section, model in SECTIONS.items():
-            for key, declared in keys_of(model).items():
-                if declared["sets"] is not None and declared["sets"][:2] == (step, name):
-                    found[declared["sets"][2]] = getattr(self._section(section), key)
-        return found
 
     def _options(self, recipe: str) -> dict[str, Any]:
         if recipe not in OPTION_KEYS:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..recipe_pages import table
 from .config import Config, plain
-from .config_file import Format, KeyPath, dotted, write_text
+from .config_file import Format, KeyPath, write_text
 from .config_sections import SECTIONS, keys_of
 from .config_values import values_text
 
@@ -105,10 +105,6 @@ def missing(config: Config) -> list[tuple[str, str]]:
             found.append(("global.pipeline_path", f"{config.global_.pipeline_path / 'calib' / 'muse*'}"))
     if config.musedask.raw or config.global_.rootpath is not None:
         folders += [("musedask.raw", folder) for folder in config.raw_folders]
-    for name in config.obs:
-        other = config.for_ob(name).global_.static_calib_path
-        if other is not None and other != config.global_.static_calib_path:
-            folders.append((dotted(("obs", name, "global", "static_calib_path")), other))
     found += [(key, str(path)) for key, path in folders if not path.is_dir()]
     if config.musedask.engine != "native" and shutil.which(config.musedask.esorex) is None:
         found.append(("musedask.esorex", config.musedask.esorex))

@@ -73,8 +73,9 @@ def _sof_key(steps: str, *, test: str = "") -> Any:
 
 def _execute_key(steps: str, *, test: str = "") -> Any:
     return key(
-        True, "Do the step; false: take its products as they are from an earlier run.", acts=steps, test=test
-    )
+        True, "Do the step; false: take its products as they are from an earlier run.", acts=steps, test=test,
+        per_ob=False,
+    )  # fmt: skip
 
 
 class Section(BaseModel):
@@ -97,7 +98,8 @@ class Global(Section):
         per_ob=False,
     )
     static_calib_path: Folder = key(
-        None, "Folder of the static calibrations, in place of that of the pipeline.", acts="static calibrations"
+        None, "Folder of the static calibrations, in place of that of the pipeline.", acts="static calibrations",
+        per_ob=False,
     )
     rootpath: Folder = key(
         None, "Parent of the folders `raw` and `reduced`.", acts="all files that are read or written", per_ob=False
@@ -107,6 +109,7 @@ class Global(Section):
     mode: Literal["WFM-NOAO", "WFM-AO", "NFM-AO"] | None = key(
         None, "Reduce the exposures of this mode only; null: each in the mode of its header (`INS MODE`).",
         acts="sorting: choice of exposures",
+        per_ob=False,
     )  # fmt: skip
     withrvcorr: bool = key(
         True,
@@ -132,6 +135,7 @@ class Global(Section):
     using_specific_exposure_time: Times = key(
         (), "Reduce only exposures of this time or these times [s]; false: all.", acts="sorting: choice of exposures",
         values="number, list of numbers or false",
+        per_ob=False,
     )  # fmt: skip
     using_ESO_calibration: bool = key(
         True,
@@ -142,6 +146,7 @@ class Global(Section):
             "calibration.using_ESO_calibration",
             "calibration.using_ESO_Calibration",
         ),
+        per_ob=False,
     )
     renew_statics: bool = key(
         False, "Look for static calibrations anew, in place of those of the last run.", acts="static calibrations",
@@ -201,11 +206,13 @@ class SciBasic(Section):
 
     execute: bool = _execute_key("sci_basic, std_basic")
     execute_std: bool = key(
-        True, "Reduce standard stars; false: take their products from an earlier run.", acts="std_basic"
+        True, "Reduce standard stars; false: take their products from an earlier run.", acts="std_basic",
+        per_ob=False,
     )
     execute_sci: bool = key(
         True, "Reduce the exposures of target and sky; false: take their products from an earlier run.",
         acts="sci_basic",
+        per_ob=False,
     )  # fmt: skip
     skyreject: NumbersText = key(
         "15.,15.,1",
@@ -346,6 +353,7 @@ class Musedask(Section):
     engine: Literal["auto", "esorex", "native"] = key(
         "auto", "What recipes run on: the reference pipeline, or native; `auto`: native where there is a native one.",
         acts="all recipes",
+        per_ob=False,
     )  # fmt: skip
     raw: Folders = key(
         None, "Folders of raw data and archive masters, with all below them; null: `raw` in `rootpath`.",
@@ -355,7 +363,7 @@ class Musedask(Section):
         None, "Folder of the products; null: `reduced` in `rootpath`.", acts="all files that are written", per_ob=False
     )
     ifus: Ifus = key(None, "IFUs to reduce, as `1-12,24` or a list; null: all there are.", acts="all recipes",
-                      values="1 to 24 or null")  # fmt: skip
+                      values="1 to 24 or null", per_ob=False)  # fmt: skip
     cluster: str | None = key(
         None, "Where it runs: `local[:N]`, `tcp://...`, a batch system or a file that describes one; null: threads.",
         acts="all steps", per_ob=False,
@@ -366,7 +374,7 @@ class Musedask(Section):
                               per_ob=False, ge=1)  # fmt: skip
     memory_limit: Size = key(None, "Memory for all tasks together, as `16GB`; null: 0.6 of what is free.",
                              acts="all steps", per_ob=False, values="size or null")  # fmt: skip
-    timeout: float | None = key(None, "Longest time of a call [s]; null: none.", acts="all recipes", gt=0)
+    timeout: float | None = key(None, "Longest time of a call [s]; null: none.", acts="all recipes", gt=0, per_ob=False)
     esorex: str = key("esorex", "Name or path of esorex.", acts="all recipes of the reference", per_ob=False)
     scratch: Folder = key(
         None, "Where calls work; null: next to their products.", acts="all recipes", per_ob=False
@@ -380,6 +388,7 @@ class Musedask(Section):
     pointing_tolerance: float = key(
         30.0, "Exposures closer than this to another one of a pointing belong to it [arcsec].",
         acts="dither_collect: which exposures are combined", gt=0,
+        per_ob=False,
     )  # fmt: skip
     targets: dict[str, Words] = key(
         dict, "Targets, each with the observing blocks (names, `OBS ID` or patterns) that are combined for it.",
@@ -388,18 +397,23 @@ class Musedask(Section):
     on_failed_ifu: Literal["stop", "drop"] = key(
         "stop", "What becomes of an exposure without one of its IFUs: nothing, or a cube without it.",
         acts="sci_basic, sci_post",
+        per_ob=False,
     )  # fmt: skip
     astrometry: Literal["auto", "static", "archive", "own"] = key(
         "auto",
         "Which ASTROMETRY_WCS: the static one, that of the archive, or one from exposures of an astrometric field; "
         "`auto`: the one that goes with the geometry.",
         acts="astrometry, sci_post",
+        per_ob=False,
     )
     save: Saved = key(
         ("cube", "skymodel", "individual", "raman", "autocal"), "Products of `muse_scipost`.",
         acts="sci_post: muse_scipost save",
     )  # fmt: skip
-    association: dict[str, Any] = key(dict, "Rules by which calibrations are chosen, see below.", acts="sorting")
+    association: dict[str, Any] = key(
+        dict, "Rules by which calibrations are chosen; the page on configurations tells them.", acts="sorting",
+        per_ob=False,
+    )  # fmt: skip
 
 
 def keys_of(section: type[Section]) -> Mapping[str, Mapping[str, Any]]:

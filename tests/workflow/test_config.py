@@ -211,13 +211,13 @@ def test_rvcorr():
 
 def test_ob_names_a_block_or_a_target():
     assert make(global_={"OB": "", "OB_list": ["a"]}).global_.OB_list == ("a",)
-    assert make(global_={"OB": "a"}).targets == {}
+    assert make(global_={"OB": "a"}).musedask.targets == {}
     config = make(global_={"OB": "NGC6530", "OB_list": ["a", "b"], "dither_multiple_OBs": "true"})
     assert config.global_.OB_list == ("a", "b")
-    assert config.targets == {"NGC6530": ("a", "b")}
-    assert make(global_={"OB_list": ["a", "b"], "dither_multiple_OBs": True}).targets == {"a": ("a", "b")}
-    own = make(global_={"OB_list": ["a", "b"], "dither_multiple_OBs": True}, musedask={"targets": {"T": ["a", "b"]}})
-    assert own.targets == {"T": ("a", "b")}
+    assert config.musedask.targets == {"NGC6530": ("a", "b")}
+    assert make(global_={"OB_list": ["a", "b"], "dither_multiple_OBs": True}).musedask.targets == {}
+    own = make(global_={"OB": "T", "OB_list": "a", "dither_multiple_OBs": True}, musedask={"targets": {"U": ["c"]}})
+    assert own.musedask.targets == {"T": ("a",), "U": ("c",)}
     assert "global.OB: ['a'] found, but global.OB_list is ['b']" in problem(global_={"OB": "a", "OB_list": ["b"]})
     assert "OB_list is empty" in problem(global_={"OB": "a", "dither_multiple_OBs": True})
 
@@ -581,13 +581,7 @@ def test_what_goes_before():
     assert config.recipe_parameters("sci_basic", "muse_scibasic") == {"crop": False, "cr": "dcr", "saveimage": False}
     assert config.recipe_parameters("std_basic", "scibasic") == {"crop": False, "cr": "none", "saveimage": False}
     assert config.recipe_parameters("std_flux", get_recipe("standard")) == {}
-    assert config.section_parameters("sci_basic", "muse_scibasic") == {
-        "skyreject": "10,10,2", "skylines": "5577.339,6300.304",
-    }  # fmt: skip
-    assert config.section_parameters("std_basic", "muse_scibasic") == {}
-    assert make(sky={"method": "simple"}).section_parameters("sci_post", "scipost") == {
-        "skymethod": "simple", "autocalib": "none",
-    }  # fmt: skip
+    assert config.sci_basic.skyreject == "10,10,2"
 
 
 def test_keys_that_set_parameters_fit_them():
@@ -633,13 +627,13 @@ def test_overrides():
         parameters={"sci_post": {"lambdamin": 5000, "lambdamax": 6000}},
         obs={
             "NGC1": {"sky": {"fraction": 0.4}, "parameters": {"sci_post": {"lambdamax": 7000}}},
-            "NGC*": {"sky": {"fraction": 0.2, "ignore": 0.2}, "musedask": {"on_failed_ifu": "drop"}},
+            "NGC*": {"sky": {"fraction": 0.2, "ignore": 0.2}, "musedask": {"save": "cube"}},
             "*1": {"sky": {"fraction": 0.3}},
             "200123": {"exp_combine": {"weight": "none"}},
         },
     )
     one = config.for_ob("NGC1")
-    assert (one.sky.fraction, one.sky.ignore, one.musedask.on_failed_ifu) == (0.4, 0.2, "drop")
+    assert (one.sky.fraction, one.sky.ignore, one.musedask.save) == (0.4, 0.2, ("cube",))
     assert one.recipe_parameters("sci_post", "scipost") == {"lambdamin": 5000.0, "lambdamax": 7000.0}
     assert config.for_ob("M1").sky.fraction == 0.3
     assert config.for_ob("NGC2", 200123).exp_combine.weight == "none"
