@@ -68,10 +68,10 @@ def reduce(config: Path, cluster: str | None, ifus: str | None, dry_run: bool, *
 @click.option("--format", "form", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def status(config: Path, form: str) -> None:
     """Show what of a reduction is done, running, failed, out of date, or still to be done."""
-    from .workflow.reduce import plan_reduction
+    from .workflow.reduce import plan_as_before
     from .workflow.status import find_status, table
 
-    found = find_status(plan_reduction(config))
+    found = find_status(plan_as_before(config))
     if form == "text":
         click.echo(table(found))
         return
@@ -97,9 +97,9 @@ def clean(config: Path, yes: bool, **parts: bool) -> None:
     """
     from .compute import format_bytes
     from .workflow.cleanup import cleanup, removable
-    from .workflow.reduce import plan_reduction
+    from .workflow.reduce import plan_as_before
 
-    plan = plan_reduction(config)
+    plan = plan_as_before(config)
     chosen = {name for name, wanted in parts.items() if wanted} or None
     found = removable(plan, chosen)
     if not yes:

@@ -188,6 +188,7 @@ class _Builder:
         self._linked: set[tuple[str, str]] = set()
         self._by_group = {e.group.id: e for e in exposures}
         self._nights: dict[Path, date] = {}
+        self._night: date = date.min
         self._numbers: dict[str, tuple[int, ...]] = {}
         self._configs: dict[str, Config] = {}
 
@@ -222,7 +223,7 @@ class _Builder:
         key = (name, group.id, tuple(sorted((k, str(v)) for k, v in values.items())))
         step = self._made.get(key)
         if step is not None:
-            self._link(step, group, ob, chain)
+            self._link(step, ob, chain)
             return step
         if name in ("std_flux", "astrometry"):
             return self._of_star(name, key, group, ob, values)
@@ -230,7 +231,7 @@ class _Builder:
         inputs = [Ref(group.tag, path=file.path) for file in group.frames]
         inputs += self._calibrations(name, group, ob, chain)
         step = self._add(
-            name, self._folder(name, group, ob, chain), inputs, values, ob=ob, ifus=self.ifus(recipe, group, inputs)
+            name, self._folder(name, ob, chain), inputs, values, ob=ob, ifus=self.ifus(recipe, group, inputs)
         )
         self._made[key] = step
         return step
@@ -245,6 +246,9 @@ class _Builder:
             if i.tag == "MASTER_DARK" and not self.config(ob).calibration.dark:
                 continue
             refs = self.refs(group, i.tag, ob, chain)
+            if not refs and name == "lsf" and i.tag == "WAVECAL_TABLE":
+                # of the very arcs
+                refs = [Ref(i.tag, step=self.calibration("wavecal", group, ob, chain).id)]
             if not refs and i.minimum and i.group == "calib":
                 self._missing(name, group, i.tag)
             found += refs
@@ -260,7 +264,7 @@ class _Builder:
     def _of_star(self, name: str, key: tuple[Any, ...], group: Group, ob: str, values: dict[str, Any]) -> Step:
         """Response of a standard star, or the solution of an astrometric field: two steps in one folder."""
         basic = "std_basic" if name == "std_flux" else "astrometry"
-        folder = self._folder(name, group, ob, "")
+        folder = self._folder(name, ob, "")
         inputs = [Ref(group.tag, path=file.path) for file in group.frames]
         recipe = get_recipe("muse_scibasic")
         inputs += self._calibrations("std_basic", group, ob, "SCIENCE")
@@ -276,45 +280,39 @@ class _Builder:
         self._made[key] = step
         return step
 
-    def _folder(self, name: str, group: Group, ob: str, chain: str) -> Path:
-        """Folder of a calibration; one of another night if its place is taken by another group."""
-        base = {"std_flux": "std", "astrometry": "astrometry"}.get(name, f"calibrations/{chain}")
+    def _folder(self, name: str, ob: str, chain: str) -> Path:
+        """Folder of a calibration; one for the night of the exposure if that of other nights has another one."""
+        base = _base(name, chain)
         stem = _STEMS.get(name, name)
-        places = [base, f"{base}_{group.night}"] + [f"{base}_{group.night}_{k}" for k in range(2, 100)]
-        # what belongs together is together: the folder that has other steps of this night
+        places = [base, f"{base}_{self._night}"] + [f"{base}_{self._night}_{k}" for k in range(2, 100)]
         for place in places:
             folder = self._reduced / ob / place
             free = self._id(folder, stem) not in self.graph.steps
-            if free and self._nights.get(folder, group.night) == group.night:
-                self._nights.setdefault(folder, group.night)
+            # what belongs together is together
+            if free and self._nights.get(folder, self._night) == self._night:
+                self._nights.setdefault(folder, self._night)
                 return folder
-        raise InputError(f"{self._reduced / ob / base}: too many groups of {group.tag}")
+        raise InputError(f"{self._reduced / ob / base}: too many {name} of one night")
 
-    def _link(self, step: Step, group: Group, ob: str, chain: str) -> None:
+    def _link(self, step: Step, ob: str, chain: str) -> None:
         """Show a calibration also in the folder of another observing block or chain that uses it."""
-        base = {"std_flux": "std", "astrometry": "astrometry"}.get(step.name, f"calibrations/{chain}")
-        own = step.folder.relative_to(self._reduced)
-        place = f"{ob}/{base}"
-        if own.as_posix() == place or own.as_posix().startswith(f"{place}_") or (step.id, place) in self._linked:
+        place = f"{ob}/{_base(step.name, chain)}"
+        own = step.folder.relative_to(self._reduced).as_posix()
+        if own == place or own.startswith(f"{place}_") or (step.id, place) in self._linked:
             return
         self._linked.add((step.id, place))
-        folder = self._reduced / place
         assert step.recipe is not None
         tags = [p.tag for p in step.recipe.products if p.expected(step.recipe.resolve(step.values))]
-        suffix = 0
-        while self._id(folder, step.stem) in self.graph.steps:
-            suffix += 1
-            folder = self._reduced / (f"{place}_{group.night}" if suffix == 1 else f"{place}_{group.night}_{suffix}")
-        inputs = tuple(Ref(tag, step=step.id) for tag in tags)
-        self.graph.add(
-            Step(self._id(folder, step.stem), step.name, folder, step.stem, inputs, operation="link", ob=ob,
-                 active=step.name in self.active, values={"copy": self._config.musedask.collect == "copy"})
+        self._operation(
+            step.name, "link", self._folder(step.name, ob, chain), step.stem, [Ref(tag, step=step.id) for tag in tags],
+            {"copy": self._config.musedask.collect == "copy", "products": {}}, ob=ob,
         )  # fmt: skip
 
     # --- exposures
 
     def exposure(self, exposure: Exposure) -> None:
         """All steps of one exposure up to muse_scipost; of one of sky up to muse_create_sky."""
+        self._night = exposure.group.night
         tables = self._basic(exposure)
         if exposure.group.tag == "SKY":
             self._sky(exposure, tables)
@@ -437,7 +435,8 @@ class _Builder:
         for exposure, collected in zip(pointing.exposures, pointing.collected, strict=True):
             post = self._made["sci_post", exposure.group.id]
             for tag in _COLLECTED:
-                if post.recipe is not None and post.recipe.product(tag).expected(post.recipe.resolve(post.values)):
+                assert post.recipe is not None
+                if post.recipe.product(tag).expected(post.recipe.resolve(post.values)) is not False:
                     refs.append(Ref(tag, step=post.id))
                     names.append(f"{tag}_{collected}.fits")
                     products[names[-1]] = tag
@@ -602,6 +601,11 @@ class _Builder:
             else:
                 refs[Ref(frame.tag, step=origin[0], product=origin[1])] = None
         return replace(step, inputs=tuple(refs))
+
+
+def _base(name: str, chain: str) -> str:
+    """Folder of the products of a step, in that of an observing block."""
+    return {"std_flux": "std", "astrometry": "astrometry"}.get(name, f"calibrations/{chain}")
 
 
 def _listed(path: Path, made: Mapping[Path, Any]) -> list[Frame]:

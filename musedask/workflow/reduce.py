@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import compute
-from ..calib.provenance import FileRecord
-from ..errors import InputError, MusedaskError, RecipeError
+from ..errors import InputError, RecipeError
 from ..io.sof import Frame
 from .config import Config, load_config
 from .graph import build_graph
 from .report import quality_table, summary, write_report
 from .run import Outcome, Run, Settings, write_step_sof
-from .sorting import Sorted, sort_raw
+from .sorting import Sorted, folders, sort_raw
 from .state import State
 from .steps import STEPS, Graph, Node
 
@@ -43,6 +42,8 @@ class Plan:
         What goes with what.
     graph : Graph
     settings : Settings
+    asked : dict
+        What was asked for beside the configuration: ``engine``, ``first``, ``last``, ``ifus``.
     """
 
     config: Config
@@ -50,6 +51,7 @@ class Plan:
     sorted: Sorted
     graph: Graph
     settings: Settings
+    asked: dict[str, Any] = field(default_factory=dict)
 
     @property
     def state(self) -> State:
@@ -203,6 +205,7 @@ def plan_reduction(
     ifus: Iterable[int] | None = None,
 ) -> Plan:
     """Plan a reduction, see `reduce`; nothing is written but the cache of headers."""
+    ifus = list(ifus) if ifus is not None else None
     if not isinstance(config, Config):
         config = load_config(Path(config) if isinstance(config, os.PathLike) else config)
     own = config.musedask
@@ -227,7 +230,8 @@ def plan_reduction(
         force=frozenset(wanted),
         on_failed_ifu=own.on_failed_ifu,
     )
-    return Plan(config, found.reduced, found, graph, settings)
+    asked = {"engine": engine, "first": first, "last": last, "ifus": list(ifus) if ifus is not None else None}
+    return Plan(config, found.reduced, found, graph, settings, asked)
 
 
 def execute(plan: Plan, client: Client | None = None) -> Reduction:
@@ -245,6 +249,9 @@ def execute(plan: Plan, client: Client | None = None) -> Reduction:
         log.info(
             "%d steps, %d calls, %s", sum(s.active for s in plan.graph), len(plan.graph.nodes()), _where(plan, client)
         )
+        state.note("asked", **plan.asked)
+        if plan.config.global_.auto_sort_data:
+            plan.sorted.write_lists()
         outcome = run.execute()
         reduction = Reduction(plan, outcome)
         reduction.files = write_report(plan.reduced / "report", plan.graph, outcome)
@@ -266,15 +273,15 @@ def _where(plan: Plan, client: Client | None) -> str:
     return f"on {client.scheduler.address}, in {limit}; dashboard {client.dashboard_link}"  # type: ignore[union-attr]
 
 
-def known_files(plan: Plan) -> list[FileRecord]:
-    """All files that calls of a reduction have made, as far as there are records."""
-    state = plan.state
-    found = []
-    for node in plan.graph.nodes(active=False):
-        record = state.record(node)
-        if record is not None:
-            found += record.products
-    return found
+def plan_as_before(config: PathLike | Config) -> Plan:
+    """Plan of the last run in the folder of a configuration: with what was asked for then."""
+    if not isinstance(config, Config):
+        config = load_config(Path(config) if isinstance(config, os.PathLike) else config)
+    events = [e for e in State(folders(config)[1]).journal() if e["event"] == "asked"]
+    asked: dict[str, Any] = events[-1] if events else {}
+    return plan_reduction(
+        config, engine=asked.get("engine"), first=asked.get("first"), last=asked.get("last"), ifus=asked.get("ifus")
+    )
 
 
-__all__ = ["MusedaskError", "Plan", "Reduction", "execute", "plan_reduction", "reduce"]
+__all__ = ["Plan", "Reduction", "execute", "plan_as_before", "plan_reduction", "reduce"]

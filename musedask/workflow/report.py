@@ -32,13 +32,17 @@ def summary(graph: Graph, outcome: Outcome, *, most: int = 20) -> str:
     for failed in outcome.failures:
         where = f" (log {failed.record.log})" if failed.record.log else ""
         lines.append(f"  failed: {failed.node}: {failed.record.reason}{where}")
-    blocked: dict[str, int] = Counter(node.step for node in outcome.blocked)
-    for number, (step, n) in enumerate(blocked.items()):
+    # exposures tell more than single calls
+    blocked: dict[str, dict[str, None]] = {}
+    for node, causes in outcome.blocked.items():
+        where = node.step.rpartition("/")[0]
+        blocked.setdefault(where, {}).update(dict.fromkeys(str(c) for c in causes))
+    for number, (where, names) in enumerate(blocked.items()):
         if number == most:
-            lines.append(f"  ... and {len(blocked) - most} more steps")
+            lines.append(f"  ... and in {len(blocked) - most} more folders")
             break
-        causes = dict.fromkeys(str(c) for node in outcome.blocked if node.step == step for c in outcome.blocked[node])
-        lines.append(f"  not done: {step} ({n}), for want of {', '.join(list(causes)[:3])}")
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        lines.append(f"  not done for that: in {where}, for want of {'; '.join(list(names)[:3])}{more}")
     records = [d.record for d in made]
     lines += [f"  {line}" for line in _recipe_table(records)]
     warnings = Counter(r.recipe for r in records for _ in r.warnings)
@@ -103,7 +107,7 @@ def quality_table(graph: Graph, outcome: Outcome) -> pd.DataFrame:
     seen: set[tuple[str, str]] = set()
     for node, d in outcome.done.items():
         step = graph[node.step]
-        if not d.ok or step.recipe is None and step.operation != "mosaic":
+        if not d.ok or (step.recipe is None and step.operation != "mosaic"):
             continue
         for file in d.record.products:
             if file.merged_into is not None or not file.path.endswith(".fits") or (file.path, node.key) in seen:

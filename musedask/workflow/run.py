@@ -433,10 +433,13 @@ class Run:
 
     def _release(self, node: Node, *, ok: bool) -> list[Node]:
         found = []
+        # what failed first
+        causes = [] if ok else self.outcome.blocked.get(node, [node])
         for user in self._users.get(node, ()):
             self._waits[user] -= 1
             if not ok and not self._can_do_without(user, node):
-                self.outcome.blocked.setdefault(user, []).append(node)
+                known = self.outcome.blocked.setdefault(user, [])
+                known += [cause for cause in causes if cause not in known]
         for user in self._users.get(node, ()):
             if self._waits[user]:
                 continue

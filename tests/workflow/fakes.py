@@ -1,7 +1,7 @@
 """A night of tiny frames with real headers, and a program that does what esorex does, as far as files go.
 
-What the program makes depends on the content of its inputs and on its parameters alone, so that products can be compared
-bit by bit, and it notes each call.
+What the program makes depends on the content of its inputs and on its parameters alone, so that products can be
+compared bit by bit, and it notes each call.
 """
 
 from __future__ import annotations
@@ -79,15 +79,12 @@ time.sleep(float(open(here + "/seconds").read()))
 tags = {tag for _, tag in frames}
 made = []
 for product in json.load(open(here + "/products.json"))[recipe]:
-    when = product["when"]
-    if when.startswith("frames:"):
-        if when[7:] not in tags:
-            continue
-    elif when:
-        name, _, values = when.partition("=")
-        value = options.get(name, "")
-        if values and not set(value.split(",")) & set(values.split("|")) or not values and value != "true":
-            continue
+    good = all(tag in tags for tag in product["frames"])
+    for name, values in product["when"]:
+        value = options[name].replace(" ", "").split(",")
+        good = good and (bool(set(value) & set(values)) if values else value == ["true"])
+    if not good:
+        continue
     template = here + "/templates/" + product["tag"] + ".fits"
     if not os.path.exists(template):
         template = here + "/templates/" + ("ifu" if product["per_ifu"] else "all") + ".fits"
@@ -163,20 +160,19 @@ class FakePipeline:
 def _products(recipe):
     found = []
     for p in recipe.products:
-        when = p.when or ""
-        if " frames are given" in when:
-            # PIXTABLE_STD if STD frames are given
-            tag = when.split(" and ")[-1].split(" ")[0]
-            if " and " in when:
-                continue
-            when = f"frames:{tag}"
-        elif "save=cube and" in when:
-            when = "save=cube"
-        elif " and " in when and p.tag == "TRACE_SAMPLES":
-            when = "samples"
-        elif " " in when:
-            continue
-        found.append({"tag": p.tag, "when": when, "per_ifu": p.per_ifu, "name": _name(p)})
+        frames, when = [], []
+        for alternatives in p.conditions():
+            name, values = alternatives[0]
+            if len(alternatives) > 1:
+                break
+            if values is not None:
+                when.append((name, values))
+            elif name.endswith(" frames are given"):
+                frames.append(name.split()[0])
+            elif name != "a filter is chosen":
+                break
+        else:
+            found.append({"tag": p.tag, "when": when, "frames": frames, "per_ifu": p.per_ifu, "name": _name(p)})
     return found
 
 

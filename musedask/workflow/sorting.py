@@ -1,0 +1,249 @@
+"""What a configuration selects: raw frames, what belongs to them, what they are called, what is combined."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import InputError
+from .archive import archive_of
+from .associate import Associations, associate
+from .classify import RawFile, scan
+from .graph import Exposure, Pointing
+from .lists import UserLists, find_lists, read_lists, write_lists
+from .names import (
+    Block,
+    assign_targets,
+    block_folders,
+    block_of,
+    exposure_ids,
+    pointings,
+    safe_name,
+    select_blocks,
+)
+from .rules import Override, Rules
+from .state import FOLDER
+from .statics import find_statics
+
+if TYPE_CHECKING:
+    from .config import Config
+
+log = logging.getLogger("musedask")
+
+#: exposure times that differ by less are equal [s]
+_SAME_TIME = 0.5
+
+
+@dataclass
+class Sorted:
+    """Frames of a reduction, sorted.
+
+    Attributes
+    ----------
+    raw : list of Path
+        Folders of the raw data.
+    reduced : Path
+        Folder of the products.
+    files : list of RawFile
+        All that was found.
+    associations : Associations
+    ids : dict of RawFile to str
+        Identifiers of exposures of targets and of the sky.
+    folders : dict of block to str
+        Folders of observing blocks.
+    exposures : list of Exposure
+        Those to be reduced.
+    pointings : list of Pointing
+        Those to be combined.
+    """
+
+    raw: list[Path]
+    reduced: Path
+    files: list[RawFile] = field(default_factory=list)
+    associations: Associations = field(default_factory=Associations)
+    ids: dict[RawFile, str] = field(default_factory=dict)
+    folders: dict[Block, str] = field(default_factory=dict)
+    exposures: list[Exposure] = field(default_factory=list)
+    pointings: list[Pointing] = field(default_factory=list)
+
+    def warnings(self) -> list[str]:
+        """What a user should know before anything runs."""
+        found = list(self.associations.warnings)
+        for group in self.associations.of_tag("OBJECT", "SKY", "STD"):
+            found += [
+                f"{group.frames[0].name}: {c.category}: {c.reason} (risk)"
+                for c in self.associations.choices[group.id].values()
+                if c.level == 3
+            ]
+        return found
+
+    def write_lists(self) -> list[Path]:
+        """Write the lists of the exposures; those that a user has changed stay, with a warning."""
+        from ..errors import OutputExistsError
+
+        try:
+            return write_lists(self.associations, self.ids, self.folders, self.reduced)
+        except OutputExistsError as error:
+            log.warning("%s; they are not used: set global.auto_sort_data to false for that", error)
+            return []
+
+
+def sort_raw(config: Config) -> Sorted:
+    """Find raw frames, what belongs to them, and what is to be reduced and combined.
+
+    Parameters
+    ----------
+    config : Config
+
+    Returns
+    -------
+    Sorted
+
+    Raises
+    ------
+    InputError
+        If there is no raw data, or the selection fits nothing.
+    """
+    wide = config.global_
+    raw, reduced = folders(config)
+    for folder in raw:
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder, expected raw data there (global.rootpath, musedask.raw)")
+    # below the products, which may not be there yet
+    cache = reduced / FOLDER / "headers.json" if reduced.is_dir() else None
+    files = scan(raw, cache=cache)
+    statics = find_statics(wide.pipeline_path, wide.static_calib_path)
+    overrides: list[Override] = []
+    if not wide.auto_sort_data:
+        lists = _user_lists(reduced, files)
+        overrides, files = lists.overrides, lists.merged(files)
+    wanted = _selection(config, files)
+    associations = associate(
+        files, statics, rules=rules_of(config), archive=archive_of(raw), user=overrides,
+        wanted=lambda f: f in wanted,
+    )  # fmt: skip
+    return _select(config, raw, reduced, files, associations)
+
+
+def folders(config: Config) -> tuple[list[Path], Path]:
+    """Folders of the raw data, and that of the products.
+
+    Raises
+    ------
+    InputError
+        If the configuration does not say where they are.
+    """
+    own, wide = config.musedask, config.global_
+    if wide.rootpath is None and (own.raw is None or own.reduced is None):
+        raise InputError("global.rootpath is not set; it is the folder with raw/ in it")
+    root = Path(wide.rootpath) if wide.rootpath is not None else Path()
+    raw = [Path(p) for p in own.raw] if own.raw is not None else [root / "raw"]
+    return raw, (Path(own.reduced) if own.reduced is not None else root / "reduced").absolute()
+
+
+def rules_of(config: Config) -> Rules:
+    """Rules of a configuration: those of its section ``association``, and what the keys of MUSEreduce say."""
+    own = config.musedask
+    more = {
+        "preference": "master" if config.global_.using_ESO_calibration else "raw_per_quality_level",
+        "use_darks": config.calibration.dark,
+        "sky_field": config.sky.sky_field,
+        "astrometry": own.astrometry,
+        **own.association,
+    }
+    return Rules.from_mapping(more)
+
+
+def _user_lists(reduced: Path, files: Sequence[RawFile]) -> UserLists:
+    paths = find_lists(reduced) if reduced.is_dir() else []
+    if not paths:
+        raise InputError(
+            f"{reduced}: no lists (*_SCI.list) found there; global.auto_sort_data is false, which takes those of an "
+            "earlier run or of musedask sort --lists"
+        )
+    return read_lists(paths, files)
+
+
+def _selection(config: Config, files: Sequence[RawFile]) -> set[RawFile]:
+    """Exposures of targets that are to be reduced."""
+    wide = config.global_
+    objects = [f for f in files if f.tag == "OBJECT" and not f.product]
+    if not objects:
+        raise InputError("no exposure of a target (OBJECT) found among the raw data")
+    if wide.mode is not None:
+        fitting = [f for f in objects if not f.mode or f.mode == wide.mode or f.mode.rpartition("-")[0] == wide.mode]
+        if not fitting:
+            modes = ", ".join(sorted({f.mode for f in objects}))
+            raise InputError(f"global.mode: {wide.mode} found, but the exposures are of {modes}")
+        objects = fitting
+    times = exposure_times(config)
+    if times:
+        fitting = [f for f in objects if any(abs(f.exptime - t) < _SAME_TIME for t in times)]
+        if not fitting:
+            there = ", ".join(f"{t:g}" for t in sorted({f.exptime for f in objects}))
+            text = ", ".join(f"{t:g}" for t in times)
+            raise InputError(f"global.using_specific_exposure_time: {text} s found, but the exposures are of {there} s")
+        objects = fitting
+    blocks = set(select_blocks((block_of(f) for f in objects), list(wide.OB_list)))
+    return {f for f in objects if block_of(f) in blocks}
+
+
+def exposure_times(config: Config) -> list[float]:
+    """Exposure times that are selected [s]; empty for all."""
+    value = config.global_.using_specific_exposure_time
+    if not value:
+        return []
+    return [float(v) for v in (value if isinstance(value, list | tuple) else [value])]
+
+
+def _select(
+    config: Config, raw: list[Path], reduced: Path, files: list[RawFile], associations: Associations
+) -> Sorted:
+    own, wide = config.musedask, config.global_
+    science = associations.science()
+    skies = {}
+    for group in science:
+        choice = associations.choices[group.id].get("SKY")
+        if choice is not None and choice.group is not None:
+            skies[choice.group.id] = choice.group
+    # all exposures have their numbers, whatever is selected
+    ids = exposure_ids(f for f in files if f.tag in ("OBJECT", "SKY") and not f.product)
+    folders = block_folders(block_of(f) for f in files if f.tag in ("OBJECT", "SKY") and not f.product)
+    if wide.exp_list:
+        chosen = {_identifier(entry) for entry in wide.exp_list}
+        science = [g for g in science if ids[g.frames[0]] in chosen] or science
+        used = {c.group.id for g in science if (c := associations.choices[g.id].get("SKY")) and c.group}
+        skies = {name: group for name, group in skies.items() if name in used}
+    exposures = [
+        Exposure(ids[g.frames[0]], folders[block_of(g.frames[0])], g) for g in (*skies.values(), *science)
+    ]
+    by_file = {e.group.frames[0]: e for e in exposures}
+    objects = [g.frames[0] for g in science]
+    blocks = list(dict.fromkeys(block_of(f) for f in objects))
+    name = None
+    if wide.dither_multiple_OBs:
+        name = _combined_name(config, blocks, folders)
+    found = pointings(
+        objects, folders, tolerance=own.pointing_tolerance,
+        targets=assign_targets(blocks, own.targets, all_in=name), ids=ids, exp_list=wide.exp_list,
+    )  # fmt: skip
+    combined = [Pointing(p.name, p.parent, tuple(by_file[f] for f in p.files), p.collected) for p in found]
+    return Sorted(raw, reduced, files, associations, ids, folders, exposures, combined)
+
+
+def _identifier(entry: str) -> str:
+    return entry.rpartition("/")[2]
+
+
+def _combined_name(config: Config, blocks: Sequence[Block], folders: dict[Block, str]) -> str:
+    """Name of the target of all blocks together."""
+    given = getattr(config.global_, "OB", None)
+    if given:
+        return safe_name(str(given))
+    return "_".join(folders[b] for b in blocks) if len(blocks) < 3 else f"{folders[blocks[0]]}_and_{len(blocks) - 1}"
+
+
+__all__ = ["Sorted", "exposure_times", "folders", "rules_of", "sort_raw"]
