@@ -21,6 +21,7 @@ _REFUSED = (
     "output-readonly", "paf-config", "params", "products-sof", "recipe-config", "recipe-dir", "recipes",
     "suppress-link", "suppress-prefix", "version",
 )  # fmt: skip
+OWN_OPTIONS = (*_HARMLESS, *_REFUSED)
 #: parameters that the reduction sets itself, and the keys that do
 MANAGED = {"nifu": "musedask.ifus", "merge": "musedask.merge"}
 
@@ -94,14 +95,13 @@ def parse_options(text: str, recipe: Recipe) -> tuple[dict[str, Any], list[str]]
         if not word.startswith("-") or word in ("-", "--"):
             raise InputError(f"{word!r} found, expected an option such as --name=value")
         name, equals, value = word.lstrip("-").partition("=")
-        option = _own_option(name)
-        if option is not None and not any(p.name == name for p in recipe.parameters):
+        if name in OWN_OPTIONS:
             if not equals and words and not words[0].startswith("-"):
                 words.pop(0)
-            if option in _REFUSED:
-                raise InputError(f"--{option} is an option of esorex itself and cannot be given here, expected "
+            if name in _REFUSED:
+                raise InputError(f"--{name} is an option of esorex itself and cannot be given here, expected "
                                  f"parameters of {recipe.name}")  # fmt: skip
-            warnings.append(f"--{option} is an option of esorex itself: ignored")
+            warnings.append(f"--{name} is an option of esorex itself: ignored")
             continue
         parameter = _parameter_of_option(recipe, name)
         if not equals:
@@ -120,10 +120,6 @@ def parse_options(text: str, recipe: Recipe) -> tuple[dict[str, Any], list[str]]
             value = value.strip()
         given[parameter.name] = parameter.check(value)
     return given, warnings
-
-
-def _own_option(name: str) -> str | None:
-    return name if name in _HARMLESS or name in _REFUSED else None
 
 
 def _parameter_of_option(recipe: Recipe, name: str) -> Parameter:
