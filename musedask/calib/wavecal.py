@@ -843,16 +843,21 @@ def wave_map(traces: TraceTable, table: WavecalTable, shape: tuple[int, int]) ->
 
 
 @njit(nogil=True, cache=True)
+def _row_of_slice(left, right, wave, y, row):  # type: ignore[no-untyped-def]
+    """Edges of a slice in a row; the polynomial of wavelengths as a function of x there goes to `row`."""
+    for i in range(row.size):
+        row[i] = arclines.polynomial(wave[i], y)
+    return arclines.polynomial(left, y), arclines.polynomial(right, y)
+
+
+@njit(nogil=True, cache=True)
 def _map_slice(left, right, wave, image):  # type: ignore[no-untyped-def]
     ny, nx = image.shape
-    n = wave.shape[0]
-    row = np.empty(n)
+    row = np.empty(wave.shape[0])
     for y in range(1, ny + 1):
-        low, high = arclines.polynomial(left, y), arclines.polynomial(right, y)
+        low, high = _row_of_slice(left, right, wave, y, row)
         if low < 1.0 or high > nx or not low <= high:
             break
-        for i in range(n):
-            row[i] = arclines.polynomial(wave[i], y)
         for x in range(math.ceil(low), math.floor(high) + 1):
             image[y - 1, x - 1] = arclines.polynomial(row, x)
 
@@ -907,14 +912,11 @@ def _place(x, low, high, offset):  # type: ignore[no-untyped-def]
 @njit(nogil=True, cache=True)
 def _slice_limits(left, right, wave, offset, shape, limits):  # type: ignore[no-untyped-def]
     """Widen limits (least and largest position and wavelength) by the pixels of a slice."""
-    n = wave.shape[0]
-    row = np.empty(n)
+    row = np.empty(wave.shape[0])
     for y in range(1, shape[0] + 1):
-        low, high = arclines.polynomial(left, y), arclines.polynomial(right, y)
+        low, high = _row_of_slice(left, right, wave, y, row)
         if low < 1.0 or high > shape[1] or not low <= high:
             break
-        for i in range(n):
-            row[i] = arclines.polynomial(wave[i], y)
         for x in range(math.ceil(low), math.floor(high) + 1):
             place, value = _place(x, low, high, offset), np.float32(arclines.polynomial(row, x))
             limits[0], limits[1] = min(limits[0], place), max(limits[1], place)
@@ -924,18 +926,15 @@ def _slice_limits(left, right, wave, offset, shape, limits):  # type: ignore[no-
 @njit(nogil=True, cache=True)
 def _resample_slice(left, right, wave, offset, data, dq, x0, wave0, out):  # type: ignore[no-untyped-def]
     ny, nx = data.shape
-    n = wave.shape[0]
-    row = np.empty(n)
+    row = np.empty(wave.shape[0])
     # columns of the slice in the result
     base = max(int(offset - 0.5 * SLICE_WIDTH - x0) - 1, 0)
     width = min(int(SLICE_WIDTH) + 4, out.shape[1] - base)
     sums, weights = np.zeros((2, out.shape[0], width))
     for y in range(1, ny + 1):
-        low, high = arclines.polynomial(left, y), arclines.polynomial(right, y)
+        low, high = _row_of_slice(left, right, wave, y, row)
         if low < 1.0 or high > nx or not low <= high:
             break
-        for i in range(n):
-            row[i] = arclines.polynomial(wave[i], y)
         for x in range(math.ceil(low), math.floor(high) + 1):
             if dq[y - 1, x - 1] != 0:
                 continue

@@ -19,9 +19,12 @@ from ..errors import InputError
 from .cards import header_bytes
 from .files import atomic_path
 from .headers import OF_ONE_IFU, STRUCTURAL, WCS, append_cards, remove_cards, set_card
+from .product_headers import part_cards
 from .products import PathLike, channel, channel_number, open_fits, product_header
 
 _BLOCK = 2880
+#: bytes that are read and swapped at a time
+_PIECE = 1 << 18
 _BITPIX = {np.dtype(np.float32): -32, np.dtype(np.int32): 32, np.dtype(np.uint8): 8, np.dtype(np.float64): -64}
 
 
@@ -47,6 +50,24 @@ class MuseImage:
     stat: NDArray[np.float32] | None = None
     unit: str = "count"
     header: fits.Header = field(default_factory=fits.Header, repr=False)
+
+    def parts(self) -> dict[str, NDArray[Any]]:
+        """The arrays that there are, by the names of their extensions.
+
+        Raises
+        ------
+        InputError
+            If their shapes differ, or are not those of images.
+        """
+        parts: dict[str, NDArray[Any]] = {"DATA": np.asarray(self.data, np.float32)}
+        if self.dq is not None:
+            parts["DQ"] = np.asarray(self.dq, np.int32)
+        if self.stat is not None:
+            parts["STAT"] = np.asarray(self.stat, np.float32)
+        shapes = {name: part.shape for name, part in parts.items()}
+        if len(set(shapes.values())) > 1 or parts["DATA"].ndim != 2:
+            raise InputError(f"MUSE_IMAGE: shapes {shapes} found, expected the same two axes of all")
+        return parts
 
 
 def write_muse_image(
@@ -126,37 +147,13 @@ def _plain_cards(header: fits.Header) -> list[list[Any]]:
 
 
 def _put_parts(file: BinaryIO, image: MuseImage, prefix: str, cards: fits.Header) -> None:
-    parts = {"DATA": np.asarray(image.data, np.float32)}
-    if image.dq is not None:
-        parts["DQ"] = np.asarray(image.dq, np.int32)
-    if image.stat is not None:
-        parts["STAT"] = np.asarray(image.stat, np.float32)
-    shapes = {name: part.shape for name, part in parts.items()}
-    if len(set(shapes.values())) > 1 or parts["DATA"].ndim != 2:
-        raise InputError(f"MUSE_IMAGE: shapes {shapes} found, expected the same two axes of all")
-    kinds = {"DATA": ("DATA", None), "DQ": ("QUALITY", "FLAG32BIT"), "STAT": ("ERROR", "MSE")}
-    pointers = {"DATA": "SCIDATA", "DQ": "QUALDATA", "STAT": "ERRDATA"}
+    parts = image.parts()
     for name, part in parts.items():
         header = _extension_header(part, f"{prefix}{name}")
         set_card(header, "INHERIT", True, "Primary header keywords are inherited")
-        for card in (
-            ("HDUCLASS", "ESO", "class name (ESO format)"),
-            ("HDUDOC", "DICD", "document with class description"),
-            ("HDUVERS", "DICD version 6", "version number (according to spec v2.5.1)"),
-            ("HDUCLAS1", "IMAGE", "Image data format"),
-            ("HDUCLAS2", kinds[name][0], "this extension contains " + kinds[name][0].lower()),
-        ):
-            set_card(header, *card)
-        if kinds[name][1]:
-            set_card(header, "HDUCLAS3", kinds[name][1], "form of the extension")
-        for other, pointer in pointers.items():
-            if other != name and other in parts:
-                set_card(header, pointer, f"{prefix}{other}", "pointer to an extension")
-        if name == "DQ":
-            set_card(header, "QUALMASK", 0xFFFFFFFF, "all bits are used")
-        else:
-            unit = image.unit if name == "DATA" else f"({image.unit})**2"
-            set_card(header, "BUNIT", unit, "")
+        append_cards(header, part_cards(name, list(parts), prefix))
+        if name != "DQ":
+            set_card(header, "BUNIT", image.unit if name == "DATA" else f"({image.unit})**2", "")
         append_cards(header, [[c.keyword, c.value, c.comment] for c in cards.cards])
         file.write(header_bytes(header))
         put_array(file, part)
@@ -212,14 +209,16 @@ def read_muse_image(path: PathLike, *, ifu: int | None = None) -> MuseImage:
         for name, dtype in (("DATA", np.float32), ("DQ", np.int32), ("STAT", np.float32)):
             if prefix + name in names[1:]:
                 hdu = hdus[names.index(prefix + name, 1)]
-                if hdu.data is None or hdu.data.ndim != 2:
+                plain = _read_plain(path, hdu, np.dtype(dtype))
+                if plain is None and (hdu.data is None or hdu.data.ndim != 2):
                     raise InputError(f"{path}[{prefix}{name}]: there is no image")
-                parts[name] = _native(hdu.data, np.dtype(dtype))
+                parts[name] = _native(hdu.data, np.dtype(dtype)) if plain is None else plain
                 if name == "DATA":
                     unit = str(hdu.header.get("BUNIT", "")).strip()
                     if prefix:
                         append_cards(header, [[c.keyword, c.value, c.comment] for c in hdu.header["ESO *"].cards])
-                del hdu.data
+                if plain is None:
+                    del hdu.data
         shapes = {name: part.shape for name, part in parts.items()}
         if len(set(shapes.values())) > 1:
             raise InputError(f"{path}: shapes {shapes} found, expected the same of all")
@@ -269,6 +268,34 @@ def read_quality(path: PathLike) -> Iterator[tuple[int, NDArray[np.int32], fits.
                 header["EXTNAME"] = channel(ifu)
             yield ifu, np.asarray(hdu.data).astype(np.int32), header
             del hdu.data
+
+
+def _read_plain(path: Path, hdu: Any, dtype: np.dtype[Any]) -> NDArray[Any] | None:
+    """Image of an ordinary extension, a piece at a time that stays in the cache; None if it is not one.
+
+    What is compressed, scaled, of another type or truncated is left to astropy.
+    """
+    header = hdu.header
+    if type(hdu) is not fits.ImageHDU or header["BITPIX"] != _BITPIX[dtype] or header["NAXIS"] != 2:
+        return None
+    if not header["NAXIS1"] * header["NAXIS2"] or header.get("BZERO", 0) != 0 or header.get("BSCALE", 1) != 1:
+        return None
+    from .checksum import swap_into
+
+    image = np.empty((header["NAXIS2"], header["NAXIS1"]), dtype)
+    words = image.reshape(-1).view(np.uint32)
+    buffer = np.empty(min(_PIECE // 4, words.size), np.uint32)
+    with open(path, "rb", buffering=0) as file:
+        # a file that is compressed as a whole begins otherwise
+        if file.read(6) != b"SIMPLE":
+            return None
+        file.seek(hdu.fileinfo()["datLoc"])
+        for i in range(0, words.size, buffer.size):
+            piece = buffer[: words.size - i]
+            if file.readinto(memoryview(piece).cast("B")) != piece.nbytes:
+                return None
+            swap_into(piece, words[i : i + piece.size])
+    return image
 
 
 def _native(array: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:

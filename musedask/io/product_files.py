@@ -189,14 +189,7 @@ def _primary(cards: fits.Header, checksums: bool, data: NDArray[Any] | None = No
 
 
 def _image_units(image: MuseImage, prefix: str = "") -> list[Unit]:
-    parts = {"DATA": np.asarray(image.data, np.float32)}
-    if image.dq is not None:
-        parts["DQ"] = np.asarray(image.dq, np.int32)
-    if image.stat is not None:
-        parts["STAT"] = np.asarray(image.stat, np.float32)
-    shapes = {name: part.shape for name, part in parts.items()}
-    if len(set(shapes.values())) > 1 or parts["DATA"].ndim != 2:
-        raise InputError(f"MUSE_IMAGE: shapes {shapes} found, expected the same two axes of all")
+    parts = image.parts()
     units = []
     for name, part in parts.items():
         header = fits.Header(

@@ -23,6 +23,7 @@ from musedask.io.muse_image import (
     write_twilight_cube,
     write_wave_map,
 )
+from musedask.io.product_files import write_product
 from musedask.io.products import channel, product_header
 from musedask.io.tables import Filter, list_filters, read_filter
 
@@ -422,6 +423,25 @@ def test_muse_image_without_quality(tmp_path):
     with pytest.raises(InputError, match="shapes"):
         write_muse_image(tmp_path / "b.fits", bad)
     assert not (tmp_path / "b.fits").exists()
+
+
+def test_parts_of_images_are_described_alike(tmp_path):
+    """In products of recipes, and in files that are written otherwise."""
+    parts = [np.zeros((4, 6), t) for t in (np.float32, np.int32, np.float32)]
+    image = MuseImage(*parts, "count", product_header("MASTER_FLAT", ifu=12))
+    paths = write_muse_image(tmp_path / "a.fits", image), tmp_path / "b.fits"
+    write_product(paths[1], image, image.header, checksums=False)
+    cards = []
+    for path in paths:
+        with fits.open(path) as hdus:
+            cards.append(
+                [
+                    [(c.keyword, c.value, c.comment) for c in hdu.header.cards if c.keyword.startswith(("HDU", "QUAL"))]
+                    + [hdu.header.get(k) for k in ("EXTNAME", "BUNIT", "SCIDATA", "ERRDATA")]
+                    for hdu in hdus[1:]
+                ]
+            )
+    assert cards[0] == cards[1] and len(cards[0]) == 3
 
 
 def test_merged_images(tmp_path):
