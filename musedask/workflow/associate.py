@@ -9,9 +9,11 @@ calibrations of both.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
@@ -118,12 +120,12 @@ class Group:
         """``ESO INS MODE``."""
         return self.frames[0].mode
 
-    @property
+    @cached_property
     def mjd(self) -> float:
         """Mean of the starts."""
         return sum(f.mjd for f in self.frames) / len(self.frames)
 
-    @property
+    @cached_property
     def night(self) -> date:
         """Of the first frame."""
         return self.frames[0].night
@@ -444,6 +446,8 @@ class _Search:
                 self.notes.update({f.path: f"its group has {lack}" for f in group.frames})
             else:
                 self.pool.setdefault(group.tag, []).append(group)
+        for groups in self.pool.values():
+            groups.sort(key=lambda g: (g.mjd, g.id))
         self.masters: dict[str, list[tuple[RawFile, ...]]] = {}
         self.statics: dict[str, list[tuple[RawFile, ...]]] = {}
         # a folder of static calibrations may be that of the raw frames
@@ -533,7 +537,9 @@ class _Search:
         leader = so_far.get(_FOLLOWS.get(category, ""))
         if leader is not None and (leader.group is not None or all(c.group is not None for c in candidates)):
             followed = self._follow(category, group, leader)
-            if followed is not None:
+            rivals = self._by_rule(category, group) if leader.source == "rule" else []
+            better = any(c.level < leader.level and bool(c.group) == bool(leader.group) for c in rivals)
+            if followed is not None and not better:
                 return followed
         if category == "ILLUM":
             found = self._illumination(group, [c for c in candidates if c.group is not None])
@@ -584,9 +590,18 @@ class _Search:
         words.append("static calibration" if static else "finished" if mjd else "finished, of unknown date")
         return _Candidate(None, offered, source, level, other, same_night, days, ", ".join(words))
 
+    def _near(self, tag: str, group: Group) -> list[Group]:
+        """Complete groups of raw frames within the widest window of time."""
+        there = self.pool.get(tag, [])
+        # a night is shorter than that
+        limit = max(1.5, self.rules.windows[tag][-1])
+        first = bisect_left(there, group.mjd - limit, key=lambda g: g.mjd)
+        return there[first : bisect_right(there, group.mjd + limit, key=lambda g: g.mjd)]
+
     def _by_rule(self, category: str, group: Group) -> list[_Candidate]:
+        tag = MADE_OF.get(category)
         offered: list[Group | tuple[RawFile, ...]] = [
-            *self.pool.get(MADE_OF.get(category, ""), []), *self.masters.get(category, [])
+            *(self._near(tag, group) if tag else []), *self.masters.get(category, [])
         ]  # fmt: skip
         candidates = (self._candidate(category, group, o, "rule") for o in offered)
         return [c for c in candidates if c is not None and c.group is not group]
@@ -743,7 +758,7 @@ class _Search:
         if named:
             source = named[0].source
         else:
-            found = (self._candidate("ILLUM", group, o, "rule") for o in self.pool.get("ILLUM", []))
+            found = (self._candidate("ILLUM", group, o, "rule") for o in self._near("ILLUM", group))
             offered = [c for c in found if c is not None and c.same_night]
         if not offered:
             return None
@@ -774,7 +789,7 @@ class _Search:
     def _sky(self, group: Group, named: Sequence[_Candidate]) -> _Candidate | None:
         """The nearest of the same night, first of the same block; of another night only of the same block."""
         found = []
-        for offered in self.pool.get("SKY", []):
+        for offered in self._near("SKY", group):
             candidate = self._candidate("SKY", group, offered, "rule")
             if candidate is None:
                 continue
@@ -897,7 +912,7 @@ class _Search:
         if short:
             nearest, why = min(short, key=lambda pair: abs(pair[0].mjd - group.mjd))
             return f"no complete {what}; {nearest.id} has {why}"
-        return f"no {what}" + (f", {len(there)} of others" if there else "")
+        return f"no {what}" + (f"; there are {len(there)} of others" if there else "")
 
     def _find_unused(self) -> None:
         used = {f.path for name in self.out.choices for f in self.out.groups[name].frames}
@@ -927,8 +942,9 @@ class _Search:
             (category, self.out.groups[name]) for name in self.out.choices
             for category in NEEDS.get(self.out.groups[name].tag, {}) if tag in (category, MADE_OF.get(category, ""))
         ]  # fmt: skip
-        if all(_differs(g.frames[0], file, self.rules.keys(c, KEYS.get(c, ()))) for c, g in users):
-            return f"nothing is of its mode, {file.mode}" if file.mode else "nothing has its settings"
+        differs = [_differs(g.frames[0], file, self.rules.keys(c, KEYS.get(c, ()))) for c, g in users]
+        if all(differs):
+            return f"nothing that is reduced has its settings: {differs[0]}"
         return "others fit better"
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from datetime import date, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ class RawFile:
     ifus: tuple[int, ...] = ()
     note: str = ""
 
-    @property
+    @cached_property
     def night(self) -> date:
         """Date of the evening of its night, which goes on until 12 UT; `date.min` without ``DATE-OBS``."""
         if not self.date_obs:
