@@ -20,6 +20,7 @@ from .cli_products import badpix, product
 from .cli_recipe import recipe
 from .cli_reduce import clean, reduce, status
 from .cli_run import run as recipe_run
+from .cli_sort import sort
 from .cube.params import EXTRA
 from .errors import MusedaskError
 from .recipe import Parameter
@@ -334,6 +335,7 @@ main.add_command(product)
 main.add_command(cluster_group)
 main.add_command(config_group)
 main.add_command(reduce)
+main.add_command(sort)
 main.add_command(status)
 main.add_command(clean)
 
