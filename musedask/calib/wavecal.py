@@ -501,10 +501,7 @@ def muse_wavecal(task: Task) -> Iterator[Made]:
         yield Made("WAVECAL_RESIDUALS", residual_table(solutions), plain[0])
     if values["resample"] and total is not None:
         if len(solved) < N_SLICES:
-            log.error(
-                "IFU %s: %d slices have no wavelength solution, there is no ARC_RESAMPLED",
-                task.ifu, N_SLICES - len(solved),
-            )  # fmt: skip
+            log.error("%d slices have no wavelength solution, there is no ARC_RESAMPLED", N_SLICES - len(solved))
         else:
             made, cards = resampled_image(total, traces, table)
             yield Made("ARC_RESAMPLED", made, _with(_without_overscan(plain[0]), cards), frames[:1])
@@ -603,7 +600,7 @@ def _solve(
     edges = np.concatenate([traces.left, traces.right, traces.centre], axis=1)
     lost = set(np.flatnonzero(~np.isfinite(edges).all(axis=1)).tolist())
     if lost:
-        log.warning("IFU %s: there is no trace of %d slices: %s", task.ifu, len(lost), _listed(lost))
+        log.warning("there is no trace of %d slices: %s", len(lost), _listed(lost))
 
     def one(k: int) -> SliceSolution:
         left, right, centre = (np.ascontiguousarray(c[k]) for c in (traces.left, traces.right, traces.centre))
