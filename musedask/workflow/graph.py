@@ -7,6 +7,7 @@ several blocks share is made once and linked.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -305,7 +306,7 @@ class _Builder:
         tags = [p.tag for p in step.recipe.products if p.expected(step.recipe.resolve(step.values))]
         self._operation(
             step.name, "link", self._folder(step.name, ob, chain), step.stem, [Ref(tag, step=step.id) for tag in tags],
-            {"copy": self._config.musedask.collect == "copy", "products": {}}, ob=ob,
+            {"copy": self.config(ob).musedask.collect == "copy", "products": {}}, ob=ob,
         )  # fmt: skip
 
     # --- exposures
@@ -485,7 +486,9 @@ class _Builder:
         if name == "flat":
             found = {"samples": True}
         elif name == "wavecal":
-            found = {"residuals": True}
+            found = {"residuals": True, **_combine_values(group)}
+        elif name == "lsf":
+            found = _combine_values(group)
         elif name == "sci_basic":
             basic = config.sci_basic
             found = {"skyreject": basic.skyreject, "skylines": basic.skylines, "saveimage": False}
@@ -637,6 +640,12 @@ def suffix_of(config: Config) -> str:
     return "_wosky" if config.sci_post.subtract_sky else "_wsky"
 
 
+def _combine_values(group: Group) -> dict[str, Any]:
+    """How to combine arcs: the default of the recipes, sigma clipping, cannot do with two exposures of a lamp."""
+    counts = Counter(frame.lamps for frame in group.frames)
+    return {"combine": "average"} if 2 in counts.values() else {}
+
+
 def _scipost_values(config: Config) -> dict[str, Any]:
     post = config.sci_post
     values: dict[str, Any] = {
@@ -645,6 +654,5 @@ def _scipost_values(config: Config) -> dict[str, Any]:
         "autocalib": post.autocalib,
         "filter": "white",
     }
-    if not config.global_.withrvcorr:
-        values["rvcorr"] = "none"
+    values["rvcorr"] = config.rvcorr
     return values

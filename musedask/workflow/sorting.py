@@ -20,8 +20,8 @@ from .names import (
     block_folders,
     block_of,
     exposure_ids,
+    matches_block,
     pointings,
-    safe_name,
     select_blocks,
 )
 from .rules import Override, Rules
@@ -147,10 +147,12 @@ def folders(config: Config) -> tuple[list[Path], Path]:
 def rules_of(config: Config) -> Rules:
     """Rules of a configuration: those of its section ``association``, and what the keys of MUSEreduce say."""
     own = config.musedask
+    # blocks may differ: the graph takes for each what it wants of what was found
+    parts = [config, *(config.for_ob(name) for name in config.obs)]
     more = {
         "preference": "master" if config.global_.using_ESO_calibration else "raw_per_quality_level",
-        "use_darks": config.calibration.dark,
-        "sky_field": config.sky.sky_field,
+        "use_darks": any(part.calibration.dark for part in parts),
+        "sky_field": "auto" if any(part.sky.sky_field == "auto" for part in parts) else "object",
         "astrometry": own.astrometry,
         **own.association,
     }
@@ -187,8 +189,18 @@ def _selection(config: Config, files: Sequence[RawFile]) -> set[RawFile]:
             text = ", ".join(f"{t:g}" for t in times)
             raise InputError(f"global.using_specific_exposure_time: {text} s found, but the exposures are of {there} s")
         objects = fitting
-    blocks = set(select_blocks((block_of(f) for f in objects), list(wide.OB_list)))
-    return {f for f in objects if block_of(f) in blocks}
+    # MUSEreduce of old had the exposures of a block in a folder of the user's
+    raw = folders(config)[0]
+    there = list(dict.fromkeys(block_of(f) for f in objects))
+    by_folder = [
+        name for name in map(str, wide.OB_list)
+        if not any(matches_block(block, [name]) for block in there) and any((r / name).is_dir() for r in raw)
+    ]  # fmt: skip
+    below = [(r / name).absolute() for r in raw for name in by_folder]
+    found = {f for f in objects if any(f.path.is_relative_to(folder) for folder in below)}
+    named = [name for name in wide.OB_list if str(name) not in by_folder]
+    blocks = set(select_blocks(there, named)) if named or not by_folder else set()
+    return found | {f for f in objects if block_of(f) in blocks}
 
 
 def exposure_times(config: Config) -> list[float]:
@@ -225,7 +237,7 @@ def _select(
     blocks = list(dict.fromkeys(block_of(f) for f in objects))
     name = None
     if wide.dither_multiple_OBs:
-        name = _combined_name(config, blocks, folders)
+        name = _combined_name(blocks, folders)
     found = pointings(
         objects, folders, tolerance=own.pointing_tolerance,
         targets=assign_targets(blocks, own.targets, all_in=name), ids=ids, exp_list=wide.exp_list,
@@ -238,11 +250,8 @@ def _identifier(entry: str) -> str:
     return entry.rpartition("/")[2]
 
 
-def _combined_name(config: Config, blocks: Sequence[Block], folders: dict[Block, str]) -> str:
+def _combined_name(blocks: Sequence[Block], folders: dict[Block, str]) -> str:
     """Name of the target of all blocks together."""
-    given = getattr(config.global_, "OB", None)
-    if given:
-        return safe_name(str(given))
     return "_".join(folders[b] for b in blocks) if len(blocks) < 3 else f"{folders[blocks[0]]}_and_{len(blocks) - 1}"
 
 
