@@ -458,7 +458,12 @@ class Series:
         self._in_bands(lambda y0, y1: self.rows(k, y0, y1, data[y0:y1], stat[y0:y1], dq[y0:y1]))
         return MuseImage(data, dq, stat, self.unit, self.header(k))
 
-    def combine(self, params: CombineParams, variance: NDArray[np.float32] | None = None) -> MuseImage:
+    def combine(
+        self,
+        params: CombineParams,
+        variance: NDArray[np.float32] | None = None,
+        seen: Callable[[NDArray[np.float32]], None] | None = None,
+    ) -> MuseImage:
         """Process all and combine them; a single one stays as it is.
 
         Parameters
@@ -466,9 +471,15 @@ class Series:
         params : CombineParams
         variance : ndarray of float32, shape (4,), optional
             By output, instead of that of each pixel.
+        seen : callable, optional
+            Is given the processed rows of all frames, shape (n, rows, nx), some at a time and by several threads, so
+            that nothing need be processed again to be measured.
         """
         if len(self.frames) == 1 and variance is None:
-            return self.image(0)
+            image = self.image(0)
+            if seen is not None:
+                seen(image.data[None])
+            return image
         arguments = kernel_arguments(params, len(self.frames))
         setup = tuple(self._setup)
         data, stat, dq = self._empty()
@@ -481,6 +492,8 @@ class Series:
                 y1 = min(y0 + rows, stop)
                 values, errors, flags = (b[: n * (y1 - y0) * nx].reshape(n, y1 - y0, nx) for b in buffers)
                 detector.correct(self._raw, setup, y0, y1, values, errors, flags)
+                if seen is not None:
+                    seen(values)
                 if variance is not None:
                     errors = errors[:1]
                     for port in self.ccd.ports:

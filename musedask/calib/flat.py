@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 from astropy.io import fits
@@ -65,19 +67,20 @@ def muse_flat(task: Task) -> Iterator[Made]:
     """
     values = task.values
     series = load_series(task, task.tagged("FLAT"), scale=values["scale"])
-    image = series.combine(CombineParams.from_values(values))
+    tallies = [Tally(series, k) for k in range(len(series.frames))]
+    image = series.combine(CombineParams.from_values(values), seen=partial(_add_rows, tallies))
     assert image.dq is not None and image.stat is not None
     header = image.header
     plain = header.copy()
     for k, frame in enumerate(series.frames):
-        _put_statistics(header, f"INPUT{k + 1}", frame_statistics(series, k), "raw flat i in input list")
+        _put_statistics(header, f"INPUT{k + 1}", tallies[k].statistics(), "raw flat i in input list")
         set_card(
             header,
             f"{_FLAT} INPUT{k + 1} NSATURATED",
             frame.saturated,
             "Number of saturated pixels in raw flat i in input list",
         )
-    del series
+    del series, tallies
     level = image_statistics(image.data)
     _put_statistics(header, "MASTER", level, "the master flat before normalization")
     _put(
@@ -159,13 +162,13 @@ def _divide(data, stat, mean):  # type: ignore[no-untyped-def]
 
 # --- statistics of the input -----------------------------------------------------------------------
 
-#: rows that are processed at a time, and how many such bands tell where the median is about
-_BAND, _SAMPLES = 64, 16
+#: how many bands of rows, and of how many rows, tell where the median is about
+_BANDS, _ROWS = 64, 2
 #: per cent of the pixels of the sample below and above its median among which that of all is sought
-_BRACKET = 4.0
+_BRACKET = 3.0
 
 
-def frame_statistics(series: Series, k: int) -> Statistics:
+class Tally:
     """Statistics of all pixels of a processed frame, which is never there as a whole.
 
     Parameters
@@ -173,36 +176,47 @@ def frame_statistics(series: Series, k: int) -> Statistics:
     series : Series
     k : int
         Number of the frame.
-
-    Returns
-    -------
-    Statistics
-        Those of `musedask.calib.statistics.image_statistics`.
     """
-    ny, nx = series.ccd.shape
-    size = min(_BAND, ny)
-    data, stat, dq = np.empty((size, nx), np.float32), np.empty((size, nx), np.float32), np.empty((size, nx), np.int32)
-    few = max(1, size // 8)
-    sample = np.empty((_SAMPLES, few, nx), np.float32)
-    for part, y in zip(sample, np.linspace(0, ny - few, _SAMPLES).astype(int), strict=True):
-        series.rows(k, y, y + few, part, stat[:few], dq[:few])
-    low, high = np.percentile(sample, (50.0 - _BRACKET, 50.0 + _BRACKET)).astype(np.float32)
-    start = float(sample.mean(dtype=np.float64))
-    # sums about a value near the mean, of squares, number below, number between; least and largest
-    sums, counts, limits = np.zeros(2), np.zeros(2, np.int64), np.array([np.inf, -np.inf], np.float32)
-    between = np.empty(ny * nx // 4 + 1, np.float32)
-    for y in range(0, ny, size):
-        n = min(size, ny - y)
-        series.rows(k, y, y + n, data[:n], stat[:n], dq[:n])
-        _gather(data[:n], start, low, high, sums, counts, limits, between)
-    total = ny * nx
-    first, last = (total - 1) // 2 - counts[0], total // 2 - counts[0]
-    if not (first >= 0 and last < counts[1] <= between.size):
-        return image_statistics(series.image(k).data)
-    middle = np.partition(between[: counts[1]], (first, last))
-    median = 0.5 * (float(middle[first]) + float(middle[last]))
-    variance = (sums[1] - sums[0] ** 2 / total) / max(total - 1, 1)
-    return Statistics(median, start + sums[0] / total, math.sqrt(variance), float(limits[0]), float(limits[1]))
+
+    def __init__(self, series: Series, k: int) -> None:
+        ny, nx = series.ccd.shape
+        few = min(_ROWS, ny)
+        stat, dq = np.empty((few, nx), np.float32), np.empty((few, nx), np.int32)
+        sample = np.empty((_BANDS, few, nx), np.float32)
+        for part, y in zip(sample, np.linspace(0, ny - few, _BANDS).astype(int), strict=True):
+            series.rows(k, y, y + few, part, stat, dq)
+        low, high = np.percentile(sample[..., ::4], (50.0 - _BRACKET, 50.0 + _BRACKET)).astype(np.float32)
+        self._series, self._k, self._bracket = series, k, (low, high)
+        self._start = float(sample.mean(dtype=np.float64))
+        # sums about a value near the mean, of squares, number below, number between; least and largest
+        self._sums, self._counts = np.zeros(2), np.zeros(2, np.int64)
+        self._limits = np.array([np.inf, -np.inf], np.float32)
+        self._between = np.empty(ny * nx // 8 + nx, np.float32)
+        self._lock = threading.Lock()
+
+    def add(self, data: NDArray[np.float32]) -> None:
+        """Count rows of the frame, shape (any, nx); may be called by several threads."""
+        with self._lock:
+            _gather(data, self._start, *self._bracket, self._sums, self._counts, self._limits, self._between)
+
+    def statistics(self) -> Statistics:
+        """Those of `musedask.calib.statistics.image_statistics`, when all rows were counted."""
+        ny, nx = self._series.ccd.shape
+        total = ny * nx
+        first, last = (total - 1) // 2 - self._counts[0], total // 2 - self._counts[0]
+        if not (first >= 0 and last < self._counts[1] <= self._between.size):
+            return image_statistics(self._series.image(self._k).data)
+        middle = np.partition(self._between[: self._counts[1]], (first, last))
+        median = 0.5 * (float(middle[first]) + float(middle[last]))
+        variance = (self._sums[1] - self._sums[0] ** 2 / total) / max(total - 1, 1)
+        return Statistics(
+            median, self._start + self._sums[0] / total, math.sqrt(variance), *(float(v) for v in self._limits)
+        )
+
+
+def _add_rows(tallies: Sequence[Tally], rows: NDArray[np.float32]) -> None:
+    for tally, own in zip(tallies, rows, strict=True):
+        tally.add(own)
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -220,14 +234,16 @@ def _gather(data, start, low, high, sums, counts, limits, between):  # type: ign
             b += d * d
         sums[0] += a
         sums[1] += b
+        if n + row.size > between.size:
+            # the bracket is not that of the median
+            n = between.size + 1
+            continue
+        # without branches, which could not be foretold
         for i in range(row.size):
             v = row[i]
-            if v < low:
-                below += 1
-            elif v <= high:
-                if n < between.size:
-                    between[n] = v
-                n += 1
+            below += v < low
+            between[n] = v
+            n += (v >= low) & (v <= high)
     limits[0], limits[1] = least, largest
     counts[0], counts[1] = below, n
 

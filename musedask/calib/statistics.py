@@ -7,6 +7,7 @@ factor.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,13 @@ from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 FloatArray = NDArray[np.float64]
+
+#: the median of more pixels than these is sought among those between two percentiles of a sample
+_FEW = 100_000
+_SAMPLE_ROWS, _SAMPLE_STEP, _SAMPLE_LEAST = 128, 4, 1000
+_BRACKET = 2.0
+#: sums side by side
+_LANES = 512
 
 
 @dataclass(frozen=True)
@@ -57,11 +65,11 @@ def image_median_deviation(data: NDArray[np.float32], dq: NDArray[np.int32]) -> 
     median, mdev, min, max : float
         NaN if no pixel is good.
     """
-    n, _, _, low, high = _moments(data, dq)
+    n, _, low, high = _sums(data, dq, 0.0, 0)
     if n == 0:
         return (float("nan"),) * 4
     median = _median(data, dq, n)
-    return median, _absolute(data, dq, median) / n, low, high
+    return median, _sums(data, dq, median, 1)[1] / n, low, high
 
 
 def window_means(
@@ -115,16 +123,50 @@ def _windows(data, dq, rows, columns, size):  # type: ignore[no-untyped-def]
     return means, scatter
 
 
-@njit(nogil=True, cache=True)
-def _absolute(data, dq, median):  # type: ignore[no-untyped-def]
-    total = 0.0
+@njit(nogil=True, cache=True, error_model="numpy")
+def _sums(data, dq, about, power):  # type: ignore[no-untyped-def]
+    """Sum over good pixels of their values (power 0), or of their distances from a value or the squares of these.
+
+    Many sums side by side become vector instructions, and lose fewer digits.
+
+    Returns
+    -------
+    number, sum, minimum, maximum
+        Number and limits only with the sum of the values.
+    """
+    counts, sums = np.zeros(_LANES, np.int32), np.zeros(_LANES)
+    lows, highs = np.full(_LANES, np.inf, np.float32), np.full(_LANES, -np.inf, np.float32)
+    none = np.zeros(_LANES, np.int32)
+    masked = dq.size > 0
     for y in range(data.shape[0]):
-        part = 0.0
-        for x in range(data.shape[1]):
-            if dq[y, x] == 0:
-                part += abs(data[y, x] - median)
-        total += part
-    return total
+        for a in range(0, data.shape[1], _LANES):
+            row = data[y, a : a + _LANES]
+            flags = dq[y, a : a + _LANES] if masked else none
+            if power == 0:
+                for i in range(row.size):
+                    counts[i] += 1 if flags[i] == 0 else 0
+                for i in range(row.size):
+                    sums[i] += np.float64(row[i]) if flags[i] == 0 else 0.0
+                for i in range(row.size):
+                    v = row[i] if flags[i] == 0 else lows[i]
+                    lows[i] = v if v < lows[i] else lows[i]
+                for i in range(row.size):
+                    v = row[i] if flags[i] == 0 else highs[i]
+                    highs[i] = v if v > highs[i] else highs[i]
+            elif power == 1:
+                for i in range(row.size):
+                    sums[i] += abs(np.float64(row[i]) - about) if flags[i] == 0 else 0.0
+            else:
+                for i in range(row.size):
+                    d = np.float64(row[i]) - about
+                    sums[i] += d * d if flags[i] == 0 else 0.0
+    n, total = 0, 0.0
+    low, high = np.float32(np.inf), np.float32(-np.inf)
+    for i in range(_LANES):
+        n += counts[i]
+        total += sums[i]
+        low, high = min(low, lows[i]), max(high, highs[i])
+    return n, total, float(low), float(high)
 
 
 def image_statistics(data: NDArray[np.float32], dq: NDArray[np.int32] | None = None) -> Statistics:
@@ -145,57 +187,12 @@ def image_statistics(data: NDArray[np.float32], dq: NDArray[np.int32] | None = N
     if dq is None:
         dq = np.empty((0, 0), np.int32)
     dq = np.atleast_2d(dq)
-    n, mean, stdev, low, high = _moments(data, dq)
+    n, total, low, high = _sums(data, dq, 0.0, 0)
     if n == 0:
         return Statistics(*[float("nan")] * 5)
-    return Statistics(_median(data, dq, n), mean, stdev, low, high)
-
-
-@njit(nogil=True, cache=True)
-def _moments(data, dq):  # type: ignore[no-untyped-def]
-    """Number, mean, standard deviation, minimum and maximum."""
-    masked = dq.size > 0
-    n = 0
-    total = 0.0
-    low = np.float32(np.inf)
-    high = np.float32(-np.inf)
-    for y in range(data.shape[0]):
-        row = data[y]
-        part = 0.0
-        if masked:
-            flags = dq[y]
-            for x in range(row.size):
-                if flags[x] == 0:
-                    v = row[x]
-                    n += 1
-                    part += v
-                    low = min(low, v)
-                    high = max(high, v)
-        else:
-            n += row.size
-            for x in range(row.size):
-                v = row[x]
-                part += v
-                low = min(low, v)
-                high = max(high, v)
-        total += part
-    if n == 0:
-        return n, 0.0, 0.0, 0.0, 0.0
     mean = total / n
-    square = 0.0
-    for y in range(data.shape[0]):
-        row = data[y]
-        part = 0.0
-        if masked:
-            flags = dq[y]
-            for x in range(row.size):
-                if flags[x] == 0:
-                    part += (row[x] - mean) ** 2
-        else:
-            for x in range(row.size):
-                part += (row[x] - mean) ** 2
-        square += part
-    return n, mean, np.sqrt(square / max(n - 1, 1)), float(low), float(high)
+    square = _sums(data, dq, mean, 2)[1]
+    return Statistics(_median(data, dq, n), mean, math.sqrt(square / max(n - 1, 1)), low, high)
 
 
 @njit(nogil=True, cache=True, inline="always")
@@ -250,7 +247,47 @@ def _select(bits, dq, rank):  # type: ignore[no-untyped-def]
     return found
 
 
+@njit(nogil=True, cache=True, error_model="numpy")
+def _between(data, dq, low, high, found):  # type: ignore[no-untyped-def]
+    """Gather good values from low to high; returns how many are lower, and how many were found (-1: too many)."""
+    masked = dq.size > 0
+    none = np.zeros(data.shape[1], np.int32)
+    below = 0
+    # unsigned: a place that cannot be counted from the end takes no time to check
+    n = np.uint64(0)
+    for y in range(data.shape[0]):
+        row = data[y]
+        flags = dq[y] if masked else none
+        if n + np.uint64(row.size) > np.uint64(found.size):
+            return below, -1
+        part = 0
+        for x in range(row.size):
+            part += 1 if (flags[x] == 0) & (row[x] < low) else 0
+        below += part
+        # without branches, which could not be foretold
+        for x in range(row.size):
+            v = row[x]
+            found[n] = v
+            n += np.uint64(1) if (flags[x] == 0) & (v >= low) & (v <= high) else np.uint64(0)
+    return below, np.int64(n)
+
+
 def _median(data: NDArray[np.float32], dq: NDArray[np.int32], n: int) -> float:
+    ny, nx = data.shape
+    first, last = (n - 1) // 2, n // 2
+    if n > _FEW:
+        # a sample tells about where it is; if it is not there, all are counted
+        rows = slice(None, None, max(1, ny // _SAMPLE_ROWS))
+        sample = data[rows, ::_SAMPLE_STEP]
+        if dq.size:
+            sample = sample[dq[rows, ::_SAMPLE_STEP] == 0]
+        if sample.size > _SAMPLE_LEAST:
+            low, high = np.percentile(sample, (50.0 - _BRACKET, 50.0 + _BRACKET), method="lower")
+            found = np.empty(n // 8 + nx, np.float32)
+            below, m = _between(data, dq, low, high, found)
+            if below <= first and last < below + m:
+                middle = np.partition(found[:m], (first - below, last - below))
+                return 0.5 * (float(middle[first - below]) + float(middle[last - below]))
     bits = data.view(np.uint32)
     found = _select(bits, dq, (n - 1) // 2)
     values = np.where(found & 0x80000000, found & 0x7FFFFFFF, ~found).astype(np.uint32).view(np.float32)

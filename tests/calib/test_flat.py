@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from musedask.calib import flat, tracing
 from musedask.calib.basic import load_series
+from musedask.calib.combination import CombineParams
 from musedask.calib.statistics import image_statistics, median_deviation
 from musedask.calib.task import Task
 from musedask.errors import RecipeError
@@ -228,24 +230,33 @@ def test_vignetted_slices(ifu, date, expected):
 # --- statistics ------------------------------------------------------------------------------------
 
 
-def test_statistics_of_a_frame_are_those_of_its_image(frames):
-    task = task_of(frames)
+def tallied(series):
+    """Statistics of the frames of a series, taken while they are combined."""
+    tallies = [flat.Tally(series, k) for k in range(len(series.frames))]
+    series.combine(CombineParams(), seen=lambda rows: [t.add(r) for t, r in zip(tallies, rows, strict=True)])
+    return [t.statistics() for t in tallies]
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_statistics_of_a_frame_are_those_of_its_image(frames, n_threads):
+    task = replace(task_of(frames), n_threads=n_threads)
     series = load_series(task, task.tagged("FLAT"))
-    for k in (0, 4):
-        found, expected = flat.frame_statistics(series, k), image_statistics(series.image(k).data)
+    for k, found in enumerate(tallied(series)):
+        expected = image_statistics(series.image(k).data)
         assert (found.median, found.min, found.max) == (expected.median, expected.min, expected.max)
         assert found.mean == pytest.approx(expected.mean, rel=1e-12)
         assert found.stdev == pytest.approx(expected.stdev, rel=1e-10)
 
 
-def test_a_median_that_is_elsewhere_is_found_all_the_same(tmp_path, bias):
+def test_a_median_that_is_elsewhere_is_found_all_the_same(tmp_path, bias, monkeypatch):
     # rows of the sample are much brighter than all the others
+    monkeypatch.setattr(flat, "_BANDS", 4)
     light = np.full((2 * NY, 2 * NX), 100.0)
-    light[np.linspace(0, 2 * NY - 8, flat._SAMPLES).astype(int)[:, None] + np.arange(2)] = 20000
+    light[np.linspace(0, 2 * NY - flat._ROWS, 4).astype(int)[:, None] + np.arange(flat._ROWS)] = 20000
     frames = [(write_frame(tmp_path / "0.fits", light, 1), "FLAT"), (bias, "MASTER_BIAS")]
     task = task_of(frames)
     series = load_series(task, task.tagged("FLAT"))
-    assert flat.frame_statistics(series, 0).median == image_statistics(series.image(0).data).median
+    assert tallied(series)[0].median == image_statistics(series.image(0).data).median
 
 
 @given(

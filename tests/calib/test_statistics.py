@@ -139,3 +139,23 @@ def test_window_means():
     assert scatter[0] == pytest.approx(first.std(ddof=1), rel=1e-9)
     assert np.isnan(means[-1])
     assert np.isfinite(means[:-7]).all()
+
+
+@pytest.mark.parametrize("kind", ["noise", "steps", "constant", "rows"])
+def test_the_median_of_many_pixels_is_found_by_a_sample_or_without(kind):
+    rng = np.random.default_rng(5)
+    data = rng.normal(3.0, 2.0, (601, 255)).astype(np.float32)
+    if kind == "steps":
+        data = np.round(data)
+    elif kind == "constant":
+        data[:] = 7.0
+    elif kind == "rows":
+        # those of the sample are brighter than all the others
+        data[:: len(data) // 128] += 1000.0
+    dq = np.where(rng.random(data.shape) < 0.1, 4, 0).astype(np.int32)
+    good = data[dq == 0].astype(np.float64)
+    assert_statistics(image_statistics(data), data)
+    assert_statistics(image_statistics(data, dq), good)
+    median, deviation, low, high = image_median_deviation(data, dq)
+    assert (median, low, high) == (np.median(good), good.min(), good.max())
+    assert deviation == pytest.approx(np.abs(good - np.median(good)).mean(), rel=1e-12)
