@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import sys
 import time
@@ -28,6 +29,8 @@ from .recipes import EXP_COMBINE, MAKE_CUBE
 
 log = logging.getLogger("musedask")
 _STARTED = time.perf_counter()
+#: of Python objects, between two searches for those that are not used any more
+_ALLOCATIONS = 100_000
 
 FILE = click.Path(path_type=Path)
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -51,6 +54,15 @@ def _set_up_logging(level: int) -> None:
 
 class _Group(click.Group):
     """Turns errors that explain themselves into one message and an exit status."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run the program, with the search for unused objects less often: it takes a tenth of a short call."""
+        before = gc.get_threshold()
+        gc.set_threshold(_ALLOCATIONS)
+        try:
+            return super().main(*args, **options)
+        finally:
+            gc.set_threshold(*before)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -21,7 +21,8 @@ from ..errors import InputError
 
 _BLOCK = 2880
 _CARD = 80
-_PIECE = 1 << 22
+#: bytes that are read at a time: they stay in the cache, and their memory is used again
+_PIECE = 1 << 18
 #: cards that tell when a file was written, not what is in it
 _VOLATILE = (b"DATE    ", b"CHECKSUM", b"DATASUM ", b"ZHECKSUM", b"ZDATASUM")
 _CHANNEL = re.compile(r"^CHAN(\d\d)")

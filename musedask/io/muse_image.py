@@ -292,7 +292,7 @@ def _read_plain(path: Path, hdu: Any, dtype: np.dtype[Any]) -> NDArray[Any] | No
         file.seek(hdu.fileinfo()["datLoc"])
         for i in range(0, words.size, buffer.size):
             piece = buffer[: words.size - i]
-            if file.readinto(memoryview(piece).cast("B")) != piece.nbytes:
+            if file.readinto(piece.view(np.uint8).data) != piece.nbytes:
                 return None
             swap_into(piece, words[i : i + piece.size])
     return image

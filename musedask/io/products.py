@@ -147,7 +147,9 @@ def bintable(columns: Sequence[tuple[Column, Any]], name: str | None = None) -> 
         else:
             dtype = {"B": np.uint8, "J": np.int32, "E": np.float32, "D": np.float64}[column.kind]
             made.append(fits.Column(column.name, f"1{column.kind}", unit=unit, array=np.asarray(values, dtype)))
-    hdu = fits.BinTableHDU.from_columns(made)
+    # as BinTableHDU.from_columns does, which loads astropy.table for it
+    hdu = fits.BinTableHDU()
+    hdu.data = fits.FITS_rec.from_columns(fits.ColDefs(made))
     if name is not None:
         hdu.header["EXTNAME"] = name
     return hdu
