@@ -61,22 +61,26 @@ def configure(work: Path, data: Path, name: str, small: bool) -> Path:
 
 
 def timed(command: list[str], log: Path, **options: Any) -> dict[str, float]:
-    """Wall time and processor time of a command with all its descendants [s]."""
+    """Wall time and processor time of a command with all its descendants [s], and their peak of memory [GB]."""
+    from musedask.compute import MemoryMonitor
+
     start = time.perf_counter()
     with open(log, "wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, **options)
-        _, status, usage = os.wait4(process.pid, 0)
+        with MemoryMonitor(0.2, process.pid) as memory:
+            _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)}: exit status {process.returncode}, see {log}\n{log.read_text()[-3000:]}")
-    return {"wall": time.perf_counter() - start, "cpu": usage.ru_utime + usage.ru_stime}
+    used = {"wall": time.perf_counter() - start, "cpu": usage.ru_utime + usage.ru_stime}
+    return {**used, "peak": memory.peak / 1e9}
 
 
-def reduce(config: Path, name: str, engine: str, n_workers: int, work: Path) -> dict[str, float]:
+def reduce(config: Path, name: str, engine: str, n_workers: int, limit: str, work: Path) -> dict[str, float]:
     """Run ``musedask reduce``."""
     shutil.rmtree(work / name, ignore_errors=True)
     command = [sys.executable, "-m", "musedask", "reduce", str(config), "--engine", engine]
-    return timed([*command, "--n-workers", str(n_workers)], work / f"{name}.log")
+    return timed([*command, "--n-workers", str(n_workers), "--memory-limit", limit], work / f"{name}.log")
 
 
 def step_by_step(config: Path, source: Path, folder: Path, work: Path) -> dict[str, float]:
@@ -85,7 +89,7 @@ def step_by_step(config: Path, source: Path, folder: Path, work: Path) -> dict[s
 
     shutil.rmtree(folder, ignore_errors=True)
     plan = plan_reduction(config, engine="esorex")
-    total = {"wall": 0.0, "cpu": 0.0}
+    total = {"wall": 0.0, "cpu": 0.0, "peak": 0.0}
     for step in plan.graph:
         place = folder / step.folder.relative_to(plan.reduced)
         place.mkdir(parents=True, exist_ok=True)
@@ -110,8 +114,9 @@ def step_by_step(config: Path, source: Path, folder: Path, work: Path) -> dict[s
                    f"--log-file={step.stem}.log", step.recipe.name, *options, str(sof)]  # fmt: skip
         used = timed(command, place / f"{step.stem}.out", cwd=place)
         print(f"  {step.id}: {used['wall']:.1f} s", flush=True)
-        for key in total:
+        for key in ("wall", "cpu"):
             total[key] += used[key]
+        total["peak"] = max(total["peak"], used["peak"])
         for old, new in step.names.items():
             if (place / old).exists():
                 os.rename(place / old, place / new)
@@ -180,6 +185,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=None)
     parser.add_argument("--runs", default="esorex,auto,steps")
     parser.add_argument("--n-workers", type=int, default=2)
+    parser.add_argument("--memory-limit", default="8GB")
     parser.add_argument("--small", action="store_true", help="a part of the wavelengths in the last steps")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
@@ -192,9 +198,10 @@ def main() -> None:
             base = configure(args.work, data, "esorex", args.small)
             found[name] = step_by_step(base, args.work / "esorex", args.work / name, args.work)
         else:
-            found[name] = reduce(config, name, name, args.n_workers, args.work)
+            found[name] = reduce(config, name, name, args.n_workers, args.memory_limit, args.work)
         used = found[name]
-        print(f"{name}: {used['wall']:.1f} s, processors {used['cpu']:.1f} s: {used['cpu'] / used['wall']:.2f} cores")
+        print(f"{name}: {used['wall']:.1f} s, processors {used['cpu']:.1f} s: {used['cpu'] / used['wall']:.2f} cores, "
+              f"peak memory {used['peak']:.2f} GB" + (f" of {args.memory_limit}" if name != "steps" else ""))
         if name != "steps":
             busy = busy_in_recipes(args.work / name, args.n_workers)
             print(f"{name}: cores busy in the recipe phases {100 * busy:.1f} %")

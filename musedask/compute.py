@@ -56,6 +56,13 @@ def format_bytes(size: float) -> str:
     return f"{size:.3g} TB"
 
 
+def format_seconds(seconds: float) -> str:
+    """Time with a unit that suits it, e.g. ``40 s``, ``12 min``, ``3.1 h``."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def default_memory_limit(client: Client | None = None) -> int:
     """Six tenths of the memory that is available now, heeding a cgroup limit.
 
@@ -172,10 +179,30 @@ class Progress:
 
     A bar that is drawn from the background would spoil what is typed, and where the terminal is set so
     (``stty tostop``) stop the work.
+
+    Parameters
+    ----------
+    label : str
+    total : int
+        Pieces of work.
+    done : int
+        Those of an earlier run.
+    enabled : bool
+    estimate : callable, optional
+        Tells the time that is left [s], if the pieces are too different to be counted.
     """
 
-    def __init__(self, label: str, total: int, *, done: int = 0, enabled: bool = True) -> None:
+    def __init__(
+        self,
+        label: str,
+        total: int,
+        *,
+        done: int = 0,
+        enabled: bool = True,
+        estimate: Callable[[], float] | None = None,
+    ) -> None:
         self.label = label
+        self._estimate = estimate
         self.total = total
         self.done = done
         self._first = done
@@ -187,11 +214,12 @@ class Progress:
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as RichProgress
 
+            left = TextColumn("{task.fields[left]}") if estimate else TimeRemainingColumn(elapsed_when_finished=True)
             self._bar = RichProgress(
-                TextColumn("{task.description:>22}"), BarColumn(), MofNCompleteColumn(),
-                TimeRemainingColumn(elapsed_when_finished=True), console=Console(stderr=True),
+                TextColumn("{task.description:>22}"), BarColumn(), MofNCompleteColumn(), left,
+                console=Console(stderr=True),
             )  # fmt: skip
-            self._task = self._bar.add_task(label, total=total, completed=done)
+            self._task = self._bar.add_task(label, total=total, completed=done, left="")
 
     def __enter__(self) -> Progress:
         if self._bar is not None:
@@ -207,12 +235,16 @@ class Progress:
         self.done += n
         if self._bar is not None:
             self._bar.advance(self._task, n)
+            if self._estimate is not None:
+                self._bar.update(self._task, left=f"{format_seconds(self._estimate())} left")
             return
         now = time.monotonic()
         if self._enabled and now - self._printed > 5 and self.done < self.total:
             self._printed = now
             left = (now - self._start) / max(self.done - self._first, 1) * (self.total - self.done)
-            log.info("%s: %d/%d, %.0f s left", self.label, self.done, self.total, left)
+            if self._estimate is not None:
+                left = self._estimate()
+            log.info("%s: %d/%d, %s left", self.label, self.done, self.total, format_seconds(left))
 
 
 def run_tasks(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..calib.provenance import CallRecord
-from ..compute import format_bytes
+from ..compute import format_bytes, format_seconds
 from ..io.files import atomic_path
 from ..io.quality import read_quality
 from .steps import Graph, Node
@@ -27,7 +27,7 @@ def summary(graph: Graph, outcome: Outcome, *, most: int = 20) -> str:
     reused = [d for d in done if d.reused]
     lines = [
         f"{len(made)} calls done, {len(reused)} as before, {len(outcome.failures)} failed, {len(outcome.blocked)} not "
-        f"possible without these, in {_time(outcome.seconds)}"
+        f"possible without these, in {format_seconds(outcome.seconds)}"
     ]
     for failed in outcome.failures:
         where = f" (log {failed.record.log})" if failed.record.log else ""
@@ -65,16 +65,10 @@ def _recipe_table(records: Iterable[CallRecord]) -> list[str]:
         seconds = sum(r.wall_time for r in group)
         peak = max((r.peak_memory for r in group), default=0)
         lines.append(
-            f"{recipe:<18} {engine:<7} {len(group):>5} {_time(seconds):>9} {_time(seconds / len(group)):>8} "
-            f"{format_bytes(peak) if peak else '':>12}"
+            f"{recipe:<18} {engine:<7} {len(group):>5} {format_seconds(seconds):>9} "
+            f"{seconds / len(group):>6.1f} s {format_bytes(peak) if peak else '':>12}"
         )
     return lines
-
-
-def _time(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def final_products(graph: Graph, outcome: Outcome) -> list[Path]:

@@ -311,6 +311,20 @@ class Run:
         what = "muse_exp_combine" if step.operation == "mosaic" else step.what
         return self.costs.seconds(what, self._engines[step.id], self.size(node))
 
+    def seconds_left(self) -> float:
+        """Estimate of the time until all is done: of the work that is left, and of its longest chain [s]."""
+        left = [n for n in self._waits if n not in self.outcome.done and n not in self.outcome.blocked]
+        if not left:
+            return 0.0
+        now, known = time.monotonic(), {}
+        for node in left:
+            spent = now - self._running[node][2] if node in self._running else 0.0
+            known[node] = max(0.0, self.seconds(node) - spent)
+        chains: dict[Node, float] = {}
+        for node in reversed(left):
+            chains[node] = known[node] + max((chains.get(u, 0.0) for u in self._users.get(node, ())), default=0.0)
+        return max(max(chains.values()), sum(known.values()) / max(1, self._slots))
+
     def _raw_tags(self, node: Node) -> tuple[str, ...]:
         recipe = self.graph[node.step].recipe
         return recipe.raw_tags if recipe is not None and recipe.exposures else ()
@@ -334,7 +348,7 @@ class Run:
         last = started
         self.state.note("begin", nodes=len(nodes), host=platform.node(), process=os.getpid())
         with _scratch(self.state, self.settings) as scratch, self._pool() as submit, compute.Progress(
-            "reduce", len(nodes)
+            "reduce", len(nodes), estimate=self.seconds_left
         ) as progress:
             self.scratch = scratch
             try:

@@ -191,15 +191,15 @@ def _selection(config: Config, files: Sequence[RawFile]) -> set[RawFile]:
         objects = fitting
     # MUSEreduce of old had the exposures of a block in a folder of the user's
     raw = folders(config)[0]
-    there = list(dict.fromkeys(block_of(f) for f in objects))
+    blocks_there = list(dict.fromkeys(block_of(f) for f in objects))
     by_folder = [
         name for name in map(str, wide.OB_list)
-        if not any(matches_block(block, [name]) for block in there) and any((r / name).is_dir() for r in raw)
+        if not any(matches_block(block, [name]) for block in blocks_there) and any((r / name).is_dir() for r in raw)
     ]  # fmt: skip
     below = [(r / name).absolute() for r in raw for name in by_folder]
     found = {f for f in objects if any(f.path.is_relative_to(folder) for folder in below)}
     named = [name for name in wide.OB_list if str(name) not in by_folder]
-    blocks = set(select_blocks(there, named)) if named or not by_folder else set()
+    blocks = set(select_blocks(blocks_there, named)) if named or not by_folder else set()
     return found | {f for f in objects if block_of(f) in blocks}
 
 
