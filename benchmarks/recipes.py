@@ -2,11 +2,13 @@
 
     python benchmarks/recipes.py [--ifu 12] [--repeat 3] [--cores 1] [--work FOLDER]
     python benchmarks/recipes.py --all-ifus [--recipes muse_bias,muse_flat,muse_wavecal]
+    python benchmarks/recipes.py --profile [--ifu 12] [--repeat 3]
 
 Simulates the calibrations of a night, then runs each recipe for one IFU with both engines: whole processes from
 start to exit, bound to the same cores, on files that were read before (page cache), with Numba's cache warm, products
 with checksums and DATAMD5.  Both take the same masters, those of esorex.  With ``--all-ifus`` the native recipes for
-24 IFUs on two cores are compared with one IFU on one core.
+24 IFUs on two cores are compared with one IFU on one core, with ``--profile`` the CPU time of the native recipes on
+one core is told by steps.
 """
 
 from __future__ import annotations
@@ -60,6 +62,9 @@ def run(command: list[str], folder: Path, cores: Sequence[int]) -> dict[str, Any
     folder.mkdir(parents=True)
     threads = str(len(cores))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "NUMBA_NUM_THREADS": threads, "PYTHONPATH": str(ROOT)}
+    # byte code is kept, as it is in any installation
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
+    environment["PYTHONPYCACHEPREFIX"] = str(folder.parent / "bytecode")
     with open(folder / "stdout", "wb") as out:
         start = time.perf_counter()
         process = subprocess.Popen(
@@ -138,6 +143,41 @@ def compare_engines(args: argparse.Namespace) -> list[dict[str, Any]]:
     return report
 
 
+def show_steps(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """CPU time of the steps of each native recipe for one IFU on one core."""
+    frames = simulate(args.work / "one", [args.ifu], COUNTS)
+    cores = sorted(os.sched_getaffinity(0))[:1]
+    report: list[dict[str, Any]] = []
+    for recipe in RECIPES:
+        sof = write_sof(args.work / f"{recipe}.sof", recipe, frames)
+        read_once([f for f in frames if f[1] in RECIPES[recipe].split()])
+        masters = args.work / "masters" / recipe
+        native(recipe, sof, masters, args.ifu, cores)
+        frames += [(str(p), p.name.rpartition("-")[0]) for p in sorted(masters.glob("*.fits"))]
+        if recipe not in args.recipes:
+            continue
+        output, folder = args.work / "steps.json", args.work / "native"
+        command = [
+            sys.executable, str(ROOT / "benchmarks" / "recipe_steps.py"), str(output), recipe, str(sof), "--engine",
+            "native", "--nifu", str(args.ifu), "--output-dir", str(folder), "--n-workers", "1",
+        ]  # fmt: skip
+        found = []
+        for _ in range(args.repeat):
+            run(command, folder, cores)
+            found.append(json.loads(output.read_text()))
+        # shares of the run that was disturbed least
+        best = min(found, key=lambda r: r["total"])
+        report.append({"recipe": recipe, **best})
+    steps = list(dict.fromkeys(s for r in report for s in r["seconds"]))
+    steps.sort(key=lambda step: -sum(r["seconds"].get(step, 0) for r in report))
+    print(f"IFU {args.ifu}, one core: share of the CPU time [%], least of {args.repeat}")
+    print(f"{'':26}" + "".join(f"{r['recipe']:>14}" for r in report))
+    for step in steps:
+        print(f"{step:26}" + "".join(f"{100 * r['seconds'].get(step, 0) / r['total']:14.0f}" for r in report))
+    print(f"{'all [s]':26}" + "".join(f"{r['total']:14.2f}" for r in report))
+    return report
+
+
 def compare_fan_out(args: argparse.Namespace) -> list[dict[str, Any]]:
     """The native recipes for 24 IFUs on two cores against one IFU on one core."""
     ifus = range(1, 25)
@@ -167,11 +207,12 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=1)
     parser.add_argument("--recipes", default=",".join(RECIPES), type=lambda text: text.split(","))
     parser.add_argument("--all-ifus", action="store_true", help="24 IFUs on two cores; needs 20 GB of disk")
+    parser.add_argument("--profile", action="store_true", help="CPU time of the native recipes by steps")
     parser.add_argument("--work", type=Path, default=Path("/var/tmp/musedask-recipes"))
     args = parser.parse_args()
     args.work = args.work.resolve()
     args.work.mkdir(parents=True, exist_ok=True)
-    report = compare_fan_out(args) if args.all_ifus else compare_engines(args)
+    report = (show_steps if args.profile else compare_fan_out if args.all_ifus else compare_engines)(args)
     (args.work / "recipes.json").write_text(json.dumps(report, indent=1))
     with contextlib.suppress(OSError):
         shutil.rmtree(args.work / "native")
