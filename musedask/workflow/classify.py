@@ -27,6 +27,8 @@ PathLike = str | os.PathLike[str]
 LAMPS: Mapping[int, str] = {1: "continuum", 2: "continuum", 3: "Ne", 4: "Xe", 5: "HgCd"}
 #: files that are looked at
 SUFFIXES = (".fits", ".fits.fz", ".fits.gz")
+#: files that the recipes cannot read
+PACKED = (".fits.Z", ".fits.bz2", ".fits.zip")
 #: of exposures that no recipe takes
 IGNORED = ("ACQUISITION", "TEST")
 
@@ -356,7 +358,7 @@ def find_files(folders: Iterable[PathLike] | PathLike, *, recursive: bool = True
         for parent, below, names in os.walk(folder.absolute(), followlinks=True):
             below[:] = sorted(name for name in below if not name.startswith(".")) if recursive else []
             for name in sorted(names):
-                if name.endswith(SUFFIXES) and not name.startswith("."):
+                if name.endswith(SUFFIXES + PACKED) and not name.startswith("."):
                     found[Path(parent, name)] = None
     return list(found)
 
@@ -433,6 +435,8 @@ def _stamp(path: Path) -> list[int] | None:
 
 
 def _entry(path: Path) -> dict[str, Any]:
+    if path.name.endswith(PACKED):
+        return {"problem": f"packed ({path.suffix}); unpack it, or pack it with fpack (.fits.fz)"}
     try:
         return {"file": _to_json(read_file(path))}
     except InputError as error:

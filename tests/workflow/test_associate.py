@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from musedask.errors import InputError
@@ -492,6 +493,63 @@ def test_user_gives_files_that_no_rule_takes(fortnight):
     assert fortnight.choice(result, "O04a", "OUTPUT_WCS") == grid.name
     assert fortnight.choice(result, "O04c", "OUTPUT_WCS") is None
     assert not any(m.category == "OUTPUT_WCS" for m in result.missing)
+
+
+# ----------------------------------------------------------------------------------------- whatever there is
+
+#: distance in time of levels 0 to 3 [d], and attributes that must be equal, by hand
+BEST = {
+    "MASTER_BIAS": ("BIAS", (1, 3, 7, 30), ["curid"]),
+    "MASTER_FLAT": ("FLAT", (1, 3, 7, 30), ["mode", "curid"]),
+    "WAVECAL_TABLE": ("ARC", (1, 3, 7, 30), ["nominal", "field", "curid"]),
+    "TWILIGHT_CUBE": ("SKYFLAT", (7, 14, 30, 90), ["nominal", "field"]),
+    "STD_RESPONSE": ("STD", (1, 5, 14, 90), ["mode"]),
+}
+
+
+def best_of(fortnight, target, files, category):
+    """The best template by trying all, and its level."""
+    tag, windows, equal = BEST[category]
+    templates = {}
+    for file in files:
+        if file.tag == tag:
+            templates.setdefault(fortnight.label(file), []).append(file)
+    found = []
+    for label, frames in templates.items():
+        lamps = {lamp for f in frames for lamp in f.lamps}
+        if tag in ("BIAS", "FLAT", "SKYFLAT") and len(frames) < 3:
+            continue
+        if tag == "ARC" and not lamps >= {"Ne", "Xe", "HgCd"}:
+            continue
+        if any(getattr(frames[0], name) != getattr(target, name) for name in equal):
+            continue
+        days = abs(sum(f.mjd for f in frames) / len(frames) - target.mjd)
+        same_night = frames[0].night == target.night
+        levels = [k for k, limit in enumerate(windows) if days <= limit]
+        if same_night or levels:
+            mode = category != "MASTER_BIAS" and frames[0].mode != target.mode
+            found.append((0 if same_night else levels[0], mode, not same_night, days, label))
+    return (min(found)[-1], min(found)[0]) if found else None
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_best_of_what_is_there(fortnight, seed):
+    """With a random part of the files, the choices are those that trying all templates gives."""
+    random = np.random.default_rng(seed)
+    keep = random.uniform(0.3, 0.95)
+    files = [f for f in fortnight.files if random.uniform() < keep]
+    statics = [f for f in fortnight.statics if f.tag not in ("LSF_PROFILE", "STD_RESPONSE")]
+    result = fortnight.associate(files=files, statics=statics)
+    assert len(result.science()) == sum(f.tag == "OBJECT" for f in files)
+    for group in result.science():
+        for category in BEST:
+            expected = best_of(fortnight, group.frames[0], files, category)
+            choice = result.choices[group.id].get(category)
+            found = choice and (fortnight.label(choice.group.frames[0]), choice.level)
+            assert found == expected, (group.id, category)
+            lacking = [m for m in result.missing if (m.group, m.category) == (group.id, category)]
+            assert bool(lacking) == (expected is None)
+            assert all(m.required == (category != "TWILIGHT_CUBE") and m.reason for m in lacking)
 
 
 # ----------------------------------------------------------------------------------------- declarations

@@ -250,6 +250,7 @@ def test_what_is_no_exposure_is_told(tmp_path, caplog, monkeypatch):
     (tmp_path / "empty.fits").write_bytes(b"")
     (tmp_path / "half-header.fits").write_bytes(good[:5760])
     (tmp_path / "half-data.fits").write_bytes(good + b"1234")
+    (tmp_path / "packed.fits.Z").write_bytes(b"")
     (tmp_path / "notes.txt").write_text("no FITS file by its name")
     (tmp_path / ".hidden.fits").write_text("")
     (tmp_path / "dangling.fits").symlink_to(tmp_path / "nowhere.fits")
@@ -263,11 +264,13 @@ def test_what_is_no_exposure_is_told(tmp_path, caplog, monkeypatch):
     assert len(files) == 1
     assert set(told) == {
         "login.fits", "empty.fits", "half-header.fits", "half-data.fits", "dangling.fits", "other.fits", "again.fits",
+        "packed.fits.Z",
     }  # fmt: skip
     assert told["login.fits"] == "no FITS file: '<!DOCTYPE html><html' found at the start, expected SIMPLE"
     assert told["empty.fits"] == "no FITS file: nothing found at the start, expected SIMPLE"
     assert told["half-header.fits"] == "truncated; its header has no END"
     assert told["half-data.fits"].startswith("truncated; ")
+    assert told["packed.fits.Z"].startswith("packed (.Z); unpack it")
     assert told["other.fits"] == "not of MUSE, INSTRUME is FORS2"
     assert len(scan(tmp_path, recursive=False)) == 1
     with pytest.raises(InputError, match="no such file or folder"):
