@@ -24,6 +24,7 @@ set -euo pipefail
 # module load esorex
 # source ~/musedask/bin/activate
 INTERFACE=${INTERFACE:-}             # <-- network of the nodes, e.g. ib0; empty: that of their names
+DASHBOARD=${DASHBOARD:-:0}           # [address]:port of the pages of the scheduler; 0: any that is free
 LOCAL=${LOCAL:-${TMPDIR:-/tmp}}      # <-- scratch on a disk of the node
 export OMP_NUM_THREADS=1
 export DASK_DISTRIBUTED__WORKER__MEMORY__TARGET=False
@@ -41,8 +42,15 @@ scheduler=
 servers=
 finish() {
   # shellcheck disable=SC2086
-  kill $servers $scheduler 2>/dev/null || true
-  wait 2>/dev/null || true
+  {
+    kill $servers $scheduler
+    # they may end in order, but need not
+    for _ in $(seq 100); do
+      kill -0 $servers || kill -0 $scheduler || break
+      sleep 0.1
+    done
+    kill -9 $servers $scheduler
+  } 2>/dev/null || true
   rm -rf "$run"
 }
 trap finish EXIT
@@ -51,7 +59,8 @@ trap 'exit 143' TERM
 network=()
 if [ -n "$INTERFACE" ]; then network=(--interface "$INTERFACE"); fi
 
-dask scheduler --scheduler-file "$run/scheduler.json" --port 0 --no-dashboard "${network[@]}" &
+dask scheduler --scheduler-file "$run/scheduler.json" --port 0 --dashboard-address "$DASHBOARD" \
+  "${network[@]}" &
 scheduler=$!
 for _ in $(seq 600); do
   [ -s "$run/scheduler.json" ] && break

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from distributed import Client
 
 #: packages that must be of the same version everywhere: what talks to each other, and what computes
-PACKAGES = (
-    "musedask", "dask", "distributed", "cloudpickle", "msgpack", "numpy", "numba", "scipy", "astropy", "xarray", "zarr",
-)  # fmt: skip
+PACKAGES = ("musedask", "dask", "distributed", "cloudpickle", "msgpack", "numpy", "numba")
+#: likewise, but they are not imported to find out
+INSTALLED = ("scipy", "astropy", "xarray", "zarr")
 #: clocks may differ by so much [s]
 CLOCK = 5.0
 #: how long a network file system may take to show what was written elsewhere [s]
@@ -102,26 +102,35 @@ class Report:
 
 
 def _row(host: str, workers: Sequence[WorkerState]) -> tuple[str, ...]:
-    first = workers[0].found
-    memory = first.get("memory", {}).get("total", 0)
+    asked = [w for w in workers if w.found]
+
+    def all_of(texts: Iterable[str]) -> str:
+        return " or ".join(dict.fromkeys(texts))
+
     declared = sum(w.resources.get(MEMORY, 0) for w in workers)
-    scratch, esorex = first.get("scratch", {}), first.get(ESOREX)
-    if esorex is None:
-        program = "not asked" if first else ""
-    elif "error" in esorex:
-        program = "no"
-    else:
-        program = f"{esorex['version']}, {len(esorex['recipes'])} recipes {esorex['pipeline']}".rstrip()
-    space = ""
-    if scratch:
-        kind = "shared" if scratch["shared"] else "local"
-        space = f"{format_bytes(scratch['free'])} {kind}" if scratch["writable"] else "not writable"
+    memory = max((w.found["memory"]["total"] for w in asked), default=0)
     return (
         host, str(len(workers)), str(sum(w.threads for w in workers)),
-        (f"{format_bytes(declared)} of " if declared else "") + format_bytes(memory) if memory else "",
-        first.get("python", ""), first.get("versions", {}).get("musedask", ""), program, space,
-        f"{workers[0].clock:+.2f} s" if first else "",
+        (f"{format_bytes(declared)} of " if declared else "") + (format_bytes(memory) if memory else "?"),
+        all_of(w.found["python"] for w in asked), all_of(w.found["versions"]["musedask"] for w in asked),
+        all_of(_esorex_text(w.found.get(ESOREX)) for w in asked),
+        all_of(_scratch_text(w.found["scratch"]) for w in asked),
+        all_of(f"{w.clock:+.1f} s".replace("-0.0", "+0.0") for w in asked),
     )  # fmt: skip
+
+
+def _esorex_text(told: dict[str, Any] | None) -> str:
+    if told is None:
+        return "not asked"
+    if "error" in told:
+        return "none"
+    return f"{told['version']}, {len(told['recipes'])} recipes {told['pipeline']}".rstrip()
+
+
+def _scratch_text(scratch: dict[str, Any]) -> str:
+    if not scratch["writable"]:
+        return "not writable"
+    return f"{format_bytes(scratch['free'])} {'shared' if scratch['shared'] else 'local'}"
 
 
 def check_cluster(
@@ -168,20 +177,20 @@ def check_cluster(
         if not os.path.exists(path):
             raise InputError(f"{path}: not there on this machine")
     folder = None if scratch is None else os.path.abspath(scratch)
-    here = cluster_probe.probe(PACKAGES, esorex if client is None else None, folder)
+    here = cluster_probe.probe(PACKAGES, INSTALLED, esorex if client is None else None, folder)
     report = Report()
     if client is None:
         report.workers = [WorkerState("this process", here["host"], here["cpus"], {}, here)]
     else:
         if wait is not None:
             _wait(client, report, wait)
-        _ask(client, report, here, esorex, folder)
+        _ask(client, report, esorex, folder)
         _check_scheduler(client, report)
     if not report.workers:
         report.problems.append("the scheduler has no workers")
         return report
     for host, workers in report.hosts.items():
-        _check_host(report, host, workers, here, free, esorex is not None)
+        _check_host(report, host, workers, here, free)
     if esorex is not None:
         _check_esorex(report)
     if client is not None:
@@ -212,45 +221,41 @@ def _sent_as_it_stands() -> Any:
         cloudpickle.unregister_pickle_by_value(cluster_probe)
 
 
-def _ask(client: Client, report: Report, here: dict[str, Any], esorex: str | None, scratch: str | None) -> None:
-    """Probe every worker; esorex is asked once on each machine."""
+def _ask(client: Client, report: Report, esorex: str | None, scratch: str | None) -> None:
+    """Probe every worker."""
     known = worker_info(client)
-    first: dict[str, str] = {}
-    for address, info in known.items():
-        first.setdefault(str(info.get("host")), address)
-    leaders, others = list(first.values()), [a for a in known if a not in first.values()]
-    found: dict[str, Any] = {}
+    workers = list(known)
+    if not workers:
+        return
     with _sent_as_it_stands():
-        for addresses, program in ((leaders, esorex), (others, None)):
-            if addresses:
-                found |= client.run(
-                    cluster_probe.probe, PACKAGES, program, scratch, workers=addresses, on_error="return"
-                )
-        clocks = {address: _clock(client, address) for address in leaders if address in found}
+        found = client.run(
+            cluster_probe.probe, PACKAGES, INSTALLED, esorex, scratch, workers=workers, on_error="return"
+        )
+        clocks = _clocks(client, workers)
     for address, info in known.items():
         answer = found.get(address, RuntimeError("it has gone away"))
         if isinstance(answer, BaseException):
             report.problems.append(f"worker {address}: cannot be asked: {type(answer).__name__}: {answer}")
             answer = {}
-        leader = first[str(info.get("host"))]
         report.workers.append(
             WorkerState(
                 address, answer.get("host") or str(info.get("host")), int(info["nthreads"]),
-                dict(info.get("resources") or {}), answer, clocks.get(leader, 0.0),
+                dict(info.get("resources") or {}), answer, clocks.get(address, 0.0),
             )
         )  # fmt: skip
 
 
-def _clock(client: Client, address: str) -> float:
-    """Time of a worker minus that of this machine, from the fastest of some answers [s]."""
-    best, offset = float("inf"), 0.0
+def _clocks(client: Client, workers: list[str]) -> dict[str, float]:
+    """Time of each worker minus that of this machine, from the fastest of some answers [s]."""
+    best, offsets = float("inf"), {}
     for _ in range(3):
         before = time.time()
-        answer = client.run(cluster_probe.clock, workers=[address], on_error="return").get(address)
+        answers = client.run(cluster_probe.clock, workers=workers, on_error="return")
         after = time.time()
-        if isinstance(answer, float) and after - before < best:
-            best, offset = after - before, answer - 0.5 * (before + after)
-    return offset
+        if after - before < best:
+            best = after - before
+            offsets = {w: t - 0.5 * (before + after) for w, t in answers.items() if isinstance(t, float)}
+    return offsets
 
 
 def _check_scheduler(client: Client, report: Report) -> None:
@@ -263,7 +268,7 @@ def _check_scheduler(client: Client, report: Report) -> None:
 
 
 def _check_host(
-    report: Report, host: str, workers: Sequence[WorkerState], here: dict[str, Any], free: int, with_esorex: bool
+    report: Report, host: str, workers: Sequence[WorkerState], here: dict[str, Any], free: int
 ) -> None:
     problems: Counter[str] = Counter()
     asked = [w.found for w in workers if w.found]
@@ -300,8 +305,9 @@ def _check_host(
         threads, cpus = sum(w.threads for w in workers), asked[0]["cpus"]
         if threads > cpus:
             report.notes.append(f"{host}: {threads} threads on {cpus} CPUs")
-    if abs(workers[0].clock) > CLOCK:
-        report.problems.append(f"{host}: its clock differs by {workers[0].clock:+.1f} s from the one here")
+    late = max((w.clock for w in workers), key=abs)
+    if abs(late) > CLOCK:
+        report.problems.append(f"{host}: its clock differs by {late:+.1f} s from the one here")
     report.notes[:] = list(dict.fromkeys(report.notes))
 
 
@@ -311,17 +317,19 @@ def _check_esorex(report: Report) -> None:
 
     versions: dict[tuple[str, str], list[str]] = {}
     for host, workers in report.hosts.items():
-        told = next((w.found[ESOREX] for w in workers if ESOREX in w.found), None)
-        if told is None:
-            continue
-        if "error" in told:
-            report.problems.append(f"{host}: esorex: {told['error']}")
-            continue
-        missing = [name for name in RECIPES if name not in told["recipes"]]
-        if missing:
-            report.problems.append(f"{host}: {told['path']} lacks {len(missing)} of {len(RECIPES)} recipes: "
-                                   f"{', '.join(missing[:3])}{', ...' * (len(missing) > 3)}")  # fmt: skip
-        versions.setdefault((told["version"], told["pipeline"]), []).append(host)
+        texts: Counter[str] = Counter()
+        for told in (w.found[ESOREX] for w in workers if ESOREX in w.found):
+            if "error" in told:
+                texts[told["error"]] += 1
+                continue
+            missing = [name for name in RECIPES if name not in told["recipes"]]
+            if missing:
+                some = ", ".join(missing[:3]) + ", ..." * (len(missing) > 3)
+                texts[f"{told['path']} lacks {len(missing)} of {len(RECIPES)} recipes: {some}"] += 1
+            hosts = versions.setdefault((told["version"], told["pipeline"]), [])
+            hosts += [host] * (host not in hosts)
+        for text, number in texts.items():
+            report.problems.append(f"{host}: esorex: {text} ({number} of {len(workers)} workers)")
     if len(versions) > 1:
         text = "; ".join(f"{v[0]} with {v[1] or 'no recipes'} on {', '.join(hosts)}" for v, hosts in versions.items())
         report.problems.append(f"esorex: versions differ: {text}")
@@ -372,23 +380,22 @@ def _looks(
 ) -> dict[int, list[dict[str, Any]]]:
     """Answers by number of the worker."""
     if client is None:
-        return {0: cluster_probe.look(wanted, "0", patience)}
-    answers: dict[int, list[dict[str, Any]]] = {}
+        return {0: cluster_probe.look(wanted, {"": "0"}, patience)}
+    numbers = {w.name: number for number, w in enumerate(report.workers) if w.found}
+    if not numbers or not wanted:
+        return {}
     with _sent_as_it_stands():
-        futures = {}
-        asked = {number: w for number, w in enumerate(report.workers) if w.found}
-        # tasks, not messages: all workers look at the same time, and each answers in a file of its own
-        for number, worker in asked.items():
-            futures[number] = client.submit(
-                cluster_probe.look, wanted, str(number), patience, workers=[worker.name], allow_other_workers=False,
-                pure=False, retries=0,
-            )  # fmt: skip
-        for number, future in futures.items():
-            try:
-                answers[number] = future.result(timeout=60 + 2 * patience * len(wanted))
-            except Exception as error:
-                text = f"could not look: {type(error).__name__}: {error}"
-                answers[number] = [{"path": item["path"], "error": text} for item in wanted]
+        found = client.run(
+            cluster_probe.look, wanted, {name: str(number) for name, number in numbers.items()}, patience,
+            workers=list(numbers), on_error="return",
+        )  # fmt: skip
+    answers = {}
+    for name, number in numbers.items():
+        answer = found.get(name, RuntimeError("it has gone away"))
+        if isinstance(answer, BaseException):
+            text = f"could not look: {type(answer).__name__}: {answer}"
+            answer = [{"path": item["path"], "error": text} for item in wanted]
+        answers[number] = answer
     return answers
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.metadata
 import os
 import platform
 import re
@@ -26,14 +27,17 @@ SHARED = (
 
 
 def probe(
-    packages: tuple[str, ...], esorex: str | None, scratch: str | None, dask_worker: Any = None
+    packages: tuple[str, ...], installed: tuple[str, ...], esorex: str | None, scratch: str | None,
+    dask_worker: Any = None,
 ) -> dict[str, Any]:  # fmt: skip
     """What a machine has: versions, esorex, scratch space, memory.
 
     Parameters
     ----------
     packages : tuple of str
-        Names of modules of which the versions are wanted.
+        Modules that are imported for their versions.
+    installed : tuple of str
+        Packages of which only the version is looked up, since it takes long to import them.
     esorex : str or None
         Name or path of the program; None does not look for it.
     scratch : str or None
@@ -44,7 +48,7 @@ def probe(
     found: dict[str, Any] = {
         "host": socket.gethostname(), "pid": os.getpid(), "uid": os.getuid(), "machine": platform.machine(),
         "python": platform.python_version(), "cpus": _cpus(), "folder": os.getcwd(),
-        "versions": {name: _version(name) for name in packages},
+        "versions": {name: _version(name, name in packages) for name in (*packages, *installed)},
     }  # fmt: skip
     if esorex is not None:
         found["esorex"] = _esorex(esorex)
@@ -59,11 +63,12 @@ def _cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _version(name: str) -> str:
+def _version(name: str, imported: bool) -> str:
     """Version of a package, or why it has none."""
     try:
-        return str(importlib.import_module(name).__version__)
-    except ImportError:
+        module = importlib.import_module(name) if imported else None
+        return str(getattr(module, "__version__", None) or importlib.metadata.version(name))
+    except ModuleNotFoundError:
         return "missing"
     except Exception as error:
         return f"broken ({type(error).__name__}: {error})"
@@ -140,7 +145,9 @@ def clock() -> float:
     return time.time()
 
 
-def look(wanted: list[dict[str, Any]], name: str, patience: float) -> list[dict[str, Any]]:
+def look(
+    wanted: list[dict[str, Any]], names: dict[str, str], patience: float, dask_worker: Any = None
+) -> list[dict[str, Any]]:
     """Whether files are here as they are elsewhere.
 
     Parameters
@@ -148,16 +155,20 @@ def look(wanted: list[dict[str, Any]], name: str, patience: float) -> list[dict[
     wanted : list of dict
         ``path``; and ``token``, the path of a file, with its ``text``, to be answered by a file beside it; or the
         ``print`` of what is there.
-    name : str
-        Of the file in answer.
+    names : dict of str to str
+        Name of the file in answer, by address of the worker; "" outside a cluster.
     patience : float
         How long a network file system may take to show what was written elsewhere [s].
+
+    dask_worker : distributed.Worker, optional
+        Given by Dask.
 
     Returns
     -------
     list of dict
         ``error`` of each, empty if all is well.
     """
+    name = names[getattr(dask_worker, "address", "")]
     return [{"path": item["path"], "error": _look(item, name, patience)} for item in wanted]
 
 
