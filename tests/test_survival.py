@@ -152,7 +152,7 @@ def assert_same(folder, whole):
                 assert cards[0] == cards[1]
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_three_times(seed, sim, whole, tmp_path):
     """While sorting, while resampling and while the FITS cube is written; then to the end."""
     rng = np.random.default_rng(seed)

@@ -142,7 +142,7 @@ def test_whole_field(esorex, tmp_path, turn):
             esorex.forget()
 
 
-@pytest.mark.parametrize("options", [
+PARAMETERS = (
     {"dx": 0.35, "dy": 0.3, "dlambda": 2.0},
     {"dx": 0.15, "dy": 0.11, "dlambda": 0.7, "pixfrac": "0.9"},
     {"pixfrac": "1.0,0.5"},
@@ -162,8 +162,10 @@ def test_whole_field(esorex, tmp_path, turn):
     {"lambdamin": 6503.2, "lambdamax": 6509.9},
     {"lambdamin": 6505.0},
     {"lambdamax": 6504.0, "resample": "renka"},
-])  # fmt: skip
-@pytest.mark.parametrize("turn", TURNS[:2])
+)
+
+
+@pytest.mark.parametrize(("options", "turn"), [(options, TURNS[i % 2]) for i, options in enumerate(PARAMETERS)])
 def test_parameters(esorex, tmp_path, sims, options, turn):
     compare_combine(esorex, tmp_path, sims[turn].paths, offset_list=sims[turn].offset_list, **options)
 
@@ -234,8 +236,10 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("method", ["drizzle", "nearest", "quadratic"])
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("place", "method"),
+    [(place, ("drizzle", "nearest", "quadratic")[(i + j) % 3]) for i, place in enumerate(PLACES) for j in (0, 1)],
+)
 def test_places(esorex, tmp_path, place, method):
     sim = simulate(tmp_path / "in", 0.0, **PLACES[place])
     compare_combine(esorex, tmp_path, sim.paths, offset_list=sim.offset_list, resample=method)
