@@ -30,7 +30,7 @@ from musedask.io.files import atomic_path
 
 ROOT = Path(__file__).resolve().parent.parent
 #: raw frames, and the recipes with the tags that they take
-COUNTS = {"BIAS": 5, "DARK": 3, "FLAT": 5, "ARC": 3}
+COUNTS = {"BIAS": 5, "DARK": 5, "FLAT": 5, "ARC": 3}
 RECIPES = {
     "muse_bias": "BIAS BADPIX_TABLE",
     "muse_dark": "DARK MASTER_BIAS BADPIX_TABLE",
