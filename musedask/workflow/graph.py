@@ -7,6 +7,7 @@ several blocks share is made once and linked.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,10 @@ from .steps import STEPS, Graph, Ref, Step
 
 if TYPE_CHECKING:
     from .associate import Associations, Choice, Group
+    from .classify import RawFile
     from .config import Config
+
+log = logging.getLogger("musedask")
 
 #: recipe of each step
 RECIPES: Mapping[str, str] = {
@@ -191,12 +195,10 @@ class _Builder:
         self._nights: dict[Path, date] = {}
         self._night: date = date.min
         self._numbers: dict[str, tuple[int, ...]] = {}
-        self._configs: dict[str, Config] = {}
+        self._configs: dict[str, Config] = {e.ob: config_of(config, e.group.frames[0], e.ob) for e in exposures}
 
     def config(self, ob: str) -> Config:
         """Configuration of an observing block."""
-        if ob not in self._configs:
-            self._configs[ob] = self._config.for_ob(ob)
         return self._configs[ob]
 
     # --- calibrations
@@ -250,7 +252,7 @@ class _Builder:
             if not refs and name == "lsf" and i.tag == "WAVECAL_TABLE":
                 # of the very arcs
                 refs = [Ref(i.tag, step=self.calibration("wavecal", group, ob, chain).id)]
-            if not refs and i.minimum and i.group == "calib":
+            if not refs and i.minimum and i.group == "calib" and name in self.active:
                 self._missing(name, group, i.tag)
             found += refs
         return found
@@ -427,10 +429,35 @@ class _Builder:
     # --- combination
 
     def pointing(self, pointing: Pointing) -> None:
-        """Collect, align and combine the exposures of a pointing."""
-        config = self.config(pointing.exposures[0].ob)
-        suffix = suffix_of(config)
-        folder = self._reduced / pointing.parent / pointing.name / SUFFIXES[suffix]
+        """Collect, align and combine the exposures of a pointing; those with and without sky by themselves."""
+        by_suffix: dict[str, list[tuple[Exposure, str]]] = {}
+        for exposure, collected in zip(pointing.exposures, pointing.collected, strict=True):
+            by_suffix.setdefault(suffix_of(self.config(exposure.ob)), []).append((exposure, collected))
+        for suffix, members in by_suffix.items():
+            exposures, names = zip(*members, strict=True)
+            self._combine(replace(pointing, exposures=exposures, collected=names), SUFFIXES[suffix])
+
+    def _config_of_pointing(self, pointing: Pointing) -> Config:
+        """Of its target, if there is something about it, else of its blocks as far as they agree."""
+        obs = list(dict.fromkeys(e.ob for e in pointing.exposures))
+        own = self._config.for_ob(pointing.parent)
+        if pointing.parent in obs or (own is self._config and len(obs) == 1):
+            return self.config(pointing.parent if pointing.parent in obs else obs[0])
+        if own is not self._config:
+            return own
+        found = {ob: self.config(ob) for ob in obs}
+        first = found[obs[0]]
+        if all(_combined_alike(first, other) for other in found.values()):
+            return first
+        log.warning(
+            "%s: the settings of %s differ in how exposures are combined; those for all blocks are taken, or give some "
+            "for %s (obs)", pointing.parent, ", ".join(obs), pointing.parent,
+        )  # fmt: skip
+        return self._config
+
+    def _combine(self, pointing: Pointing, place: str) -> None:
+        config = self._config_of_pointing(pointing)
+        folder = self._reduced / pointing.parent / pointing.name / place
         label = f"{pointing.parent}/{pointing.name}"
         refs, names, products = [], [], {}
         for exposure, collected in zip(pointing.exposures, pointing.collected, strict=True):
@@ -631,6 +658,21 @@ def _tags(step: Step) -> list[str]:
 
 def _named(*tags: str) -> dict[str, str]:
     return {f"{tag}.fits": tag for tag in tags}
+
+
+def config_of(config: Config, file: RawFile, folder: str) -> Config:
+    """Configuration of the observing block of an exposure, by its name, number or folder."""
+    own = config.for_ob(file.ob_name, file.ob_id)
+    return own if own is not config else config.for_ob(folder)
+
+
+def _combined_alike(one: Config, other: Config) -> bool:
+    """Whether two blocks are to be combined in the same way."""
+    names = ("exp_align", "exp_combine", "muse_exp_align", "muse_exp_combine")
+    return (
+        (one.exp_align, one.exp_combine, one.musedask) == (other.exp_align, other.exp_combine, other.musedask)
+        and all(one.parameters.get(name) == other.parameters.get(name) for name in names)
+    )  # fmt: skip
 
 
 def suffix_of(config: Config) -> str:

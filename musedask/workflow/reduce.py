@@ -250,6 +250,7 @@ def execute(plan: Plan, client: Client | None = None) -> Reduction:
             "%d steps, %d calls, %s", sum(s.active for s in plan.graph), len(plan.graph.nodes()), _where(plan, client)
         )
         state.note("asked", **plan.asked)
+        plan.sorted.write_statics()
         if plan.config.global_.auto_sort_data:
             plan.sorted.write_lists()
         outcome = run.execute()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..io.files import atomic_path
 from .archive import archive_of
 from .associate import Associations, associate
 from .classify import RawFile, scan
-from .graph import Exposure, Pointing
+from .graph import Exposure, Pointing, config_of
 from .lists import UserLists, find_lists, read_lists, write_lists
 from .names import (
     Block,
@@ -26,13 +29,15 @@ from .names import (
 )
 from .rules import Override, Rules
 from .state import FOLDER
-from .statics import find_statics
+from .statics import find_statics, static_folder
 
 if TYPE_CHECKING:
     from .config import Config
 
 log = logging.getLogger("musedask")
 
+#: which static calibrations the last run used, in the folder of the state
+_STATICS = "statics.json"
 #: exposure times that differ by less are equal [s]
 _SAME_TIME = 0.5
 
@@ -58,6 +63,10 @@ class Sorted:
         Those to be reduced.
     pointings : list of Pointing
         Those to be combined.
+    statics : dict
+        Static calibrations that are used, and where they were looked for.
+    notes : list of str
+        What of the configuration fits nothing.
     """
 
     raw: list[Path]
@@ -68,10 +77,12 @@ class Sorted:
     folders: dict[Block, str] = field(default_factory=dict)
     exposures: list[Exposure] = field(default_factory=list)
     pointings: list[Pointing] = field(default_factory=list)
+    statics: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def warnings(self) -> list[str]:
         """What a user should know before anything runs."""
-        found = list(self.associations.warnings)
+        found = [*self.notes, *self.associations.warnings]
         for group in self.associations.of_tag("OBJECT", "SKY", "STD"):
             found += [
                 f"{group.frames[0].name}: {c.category}: {c.reason} (risk)"
@@ -79,6 +90,11 @@ class Sorted:
                 if c.level == 3
             ]
         return found
+
+    def write_statics(self) -> None:
+        """Remember which static calibrations were used, for the next run."""
+        with atomic_path(self.reduced / FOLDER / _STATICS, overwrite=True) as part:
+            part.write_text(json.dumps(self.statics, indent=1))
 
     def write_lists(self) -> list[Path]:
         """Write the lists of the exposures; those that a user has changed stay, with a warning."""
@@ -115,17 +131,56 @@ def sort_raw(config: Config) -> Sorted:
     # below the products, which may not be there yet
     cache = reduced / FOLDER / "headers.json" if reduced.is_dir() else None
     files = scan(raw, cache=cache)
-    statics = find_statics(wide.pipeline_path, wide.static_calib_path)
+    statics, remembered = _statics(config, reduced)
     overrides: list[Override] = []
+    listed: set[Path] | None = None
     if not wide.auto_sort_data:
         lists = _user_lists(reduced, files)
-        overrides, files = lists.overrides, lists.merged(files)
-    wanted = _selection(config, files)
+        overrides, files, listed = lists.overrides, lists.merged(files), set(lists.exposures)
+    wanted = _selection(config, files, listed)
     associations = associate(
         files, statics, rules=rules_of(config), archive=archive_of(raw), user=overrides,
         wanted=lambda f: f in wanted,
     )  # fmt: skip
-    return _select(config, raw, reduced, files, associations)
+    found = _select(config, raw, reduced, files, associations)
+    found.statics = remembered
+    blocks = list(dict.fromkeys(block_of(f) for f in files if f.tag == "OBJECT"))
+    combined = {p.parent for p in found.pointings}
+    found.notes = [
+        f"obs: {name!r} found, but there is no exposure of such a block"
+        for name in config.obs
+        if name not in combined and not any(matches_block(b, [name]) for b in blocks)
+    ]
+    return found
+
+
+def _statics(config: Config, reduced: Path) -> tuple[list[RawFile], dict[str, Any]]:
+    """Static calibrations: those of the last run as long as they are there, unless they are to be renewed."""
+    wide = config.global_
+    where = {"pipeline_path": str(wide.pipeline_path), "static_calib_path": str(wide.static_calib_path)}
+    folder = static_folder(wide.pipeline_path, wide.static_calib_path)
+    found = find_statics(static_calib_path=folder)
+    remembered: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        remembered = json.loads((reduced / FOLDER / _STATICS).read_text())
+    if not wide.renew_statics and all(remembered.get(key) == value for key, value in where.items()):
+        files = set(remembered["files"])
+        before = found
+        if remembered["folder"] != str(folder) and Path(remembered["folder"]).is_dir():
+            before = find_statics(static_calib_path=remembered["folder"])
+        before = [f for f in before if str(f.path) in files]
+        if len(before) == len(files):
+            tags = {f.tag for f in before}
+            kept = [*before, *(f for f in found if f.tag not in tags)]
+            if {f.path for f in kept} != {f.path for f in found}:
+                log.info("static calibrations are those of the last run, though there are others in %s; set "
+                         "global.renew_statics for these", folder)  # fmt: skip
+                folder = Path(remembered["folder"])
+            found = kept
+        else:
+            log.warning("%s: static calibrations of the last run are gone; they are looked for anew",
+                        remembered["folder"])  # fmt: skip
+    return found, {**where, "folder": str(folder), "files": sorted(str(f.path) for f in found)}
 
 
 def folders(config: Config) -> tuple[list[Path], Path]:
@@ -169,12 +224,16 @@ def _user_lists(reduced: Path, files: Sequence[RawFile]) -> UserLists:
     return read_lists(paths, files)
 
 
-def _selection(config: Config, files: Sequence[RawFile]) -> set[RawFile]:
-    """Exposures of targets that are to be reduced."""
+def _selection(config: Config, files: Sequence[RawFile], listed: set[Path] | None = None) -> set[RawFile]:
+    """Exposures of targets that are to be reduced; of some only, if these have lists."""
     wide = config.global_
     objects = [f for f in files if f.tag == "OBJECT" and not f.product]
     if not objects:
         raise InputError("no exposure of a target (OBJECT) found among the raw data")
+    if listed is not None:
+        objects = [f for f in objects if f.path in listed]
+        if not objects:
+            raise InputError("no list (*_SCI.list) of an exposure of a target found; global.auto_sort_data is false")
     if wide.mode is not None:
         fitting = [f for f in objects if not f.mode or f.mode == wide.mode or f.mode.rpartition("-")[0] == wide.mode]
         if not fitting:
@@ -200,6 +259,16 @@ def _selection(config: Config, files: Sequence[RawFile]) -> set[RawFile]:
     found = {f for f in objects if any(f.path.is_relative_to(folder) for folder in below)}
     named = [name for name in wide.OB_list if str(name) not in by_folder]
     blocks = set(select_blocks(blocks_there, named)) if named or not by_folder else set()
+    if not wide.auto_create_OB_folders and not wide.OB_list:
+        reduced = folders(config)[1]
+        places = block_folders(block_of(f) for f in files if f.tag in ("OBJECT", "SKY") and not f.product)
+        blocks = {block for block in blocks if (reduced / places[block]).is_dir()}
+        if not blocks:
+            names = ", ".join(places[block] for block in blocks_there)
+            raise InputError(
+                f"{reduced}: no folder of an observing block found; global.auto_create_OB_folders is false, which "
+                f"leaves those that have one or are in global.OB_list: {names}"
+            )
     return found | {f for f in objects if block_of(f) in blocks}
 
 
@@ -216,19 +285,23 @@ def _select(
 ) -> Sorted:
     own, wide = config.musedask, config.global_
     science = associations.science()
-    skies = {}
-    for group in science:
-        choice = associations.choices[group.id].get("SKY")
-        if choice is not None and choice.group is not None:
-            skies[choice.group.id] = choice.group
     # all exposures have their numbers, whatever is selected
     ids = exposure_ids(f for f in files if f.tag in ("OBJECT", "SKY") and not f.product)
     folders = block_folders(block_of(f) for f in files if f.tag in ("OBJECT", "SKY") and not f.product)
     if wide.exp_list:
-        chosen = {_identifier(entry) for entry in wide.exp_list}
-        science = [g for g in science if ids[g.frames[0]] in chosen] or science
-        used = {c.group.id for g in science if (c := associations.choices[g.id].get("SKY")) and c.group}
-        skies = {name: group for name, group in skies.items() if name in used}
+        chosen = {(PurePath(entry).parent.name, PurePath(entry).name) for entry in wide.exp_list}
+        parts = {g.id: (folders[block_of(g.frames[0])], ids[g.frames[0]]) for g in science}
+        # what is no exposure is told below
+        science = [
+            g for g in science
+            if any(name == parts[g.id][1] and block in ("", parts[g.id][0]) for block, name in chosen)
+        ] or science  # fmt: skip
+    skies = {}
+    for group in science:
+        own_config = config_of(config, group.frames[0], folders[block_of(group.frames[0])])
+        choice = associations.choices[group.id].get("SKY")
+        if choice is not None and choice.group is not None and own_config.sky.sky_field == "auto":
+            skies[choice.group.id] = choice.group
     exposures = [
         Exposure(ids[g.frames[0]], folders[block_of(g.frames[0])], g) for g in (*skies.values(), *science)
     ]
@@ -244,10 +317,6 @@ def _select(
     )  # fmt: skip
     combined = [Pointing(p.name, p.parent, tuple(by_file[f] for f in p.files), p.collected) for p in found]
     return Sorted(raw, reduced, files, associations, ids, folders, exposures, combined)
-
-
-def _identifier(entry: str) -> str:
-    return entry.rpartition("/")[2]
 
 
 def _combined_name(blocks: Sequence[Block], folders: dict[Block, str]) -> str:
