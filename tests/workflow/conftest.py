@@ -2,7 +2,9 @@
 
 import pytest
 
-from .fakes import FakePipeline, two_nights, write_raws, write_statics
+from musedask.sim import Target, plan_night
+
+from .fakes import COUNTS, FakePipeline, two_nights, write_raws, write_statics
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +20,14 @@ def nights(tmp_path_factory):
 def fake(tmp_path):
     """A program that answers like esorex."""
     return FakePipeline(tmp_path / "fake")
+
+
+@pytest.fixture(scope="session")
+def adaptive(tmp_path_factory):
+    """As `nights`: a night of each mode with adaptive optics."""
+    folder = tmp_path_factory.mktemp("adaptive")
+    for day, mode in (("2019-03-04", "WFM-AO-N"), ("2019-03-06", "NFM-AO-N")):
+        target = Target(f"AO {mode[:3]}", ra=150.0, dec=-33.0, dithers=2, exptimes=(300.0,), sky=0, id=300001)
+        write_raws(folder / "raw", plan_night(day, mode=mode, targets=[target], counts={**COUNTS, "DARK": 0}))
+    write_statics(folder / "static", mode="WFM-AO-N")
+    return folder

@@ -239,3 +239,38 @@ def write_statics(folder, mode="WFM-NOAO-N"):
         primary.header["INSTRUME"] = "MUSE"
         primary.writeto(folder / f"{tag.lower()}.fits", overwrite=True)
     return folder
+
+
+#: categories of master calibrations, and the frames of which they are
+MASTERS = {
+    "MASTER_BIAS": "BIAS", "MASTER_FLAT": "FLAT", "TRACE_TABLE": "FLAT", "WAVECAL_TABLE": "ARC", "LSF_PROFILE": "ARC",
+    "TWILIGHT_CUBE": "SKYFLAT", "MASTER_DARK": "DARK", "STD_RESPONSE": "STD",
+}  # fmt: skip
+
+
+def write_masters(folder, plans, tags=tuple(MASTERS), ifus=(1, 2)):
+    """Write master calibrations of the archive, of the first frame of their kind; merged, and with few pixels."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for tag in tags:
+        plan = next(p for p in plans if p.tag == MASTERS[tag])
+        header = primary_header(plan, origfile="x", arcfile="x")
+        for card in [*header["ESO DPR*"], "ARCFILE", "ORIGFILE"]:
+            header.remove(card, ignore_missing=True)
+        header["HIERARCH ESO PRO CATG"] = tag
+        hdus = [fits.PrimaryHDU(header=header)]
+        if tag not in ("TWILIGHT_CUBE", "STD_RESPONSE"):
+            hdus += [fits.ImageHDU(np.full((2, 2), i, np.int16), name=f"CHAN{i:02d}.DATA") for i in ifus]
+        fits.HDUList(hdus).writeto(folder / f"M.{tag}.fits", overwrite=True)
+    return folder
+
+
+def sections(nights, root, esorex="esorex", **more):
+    """A configuration: that of a reduction by own calibrations, with other sections and keys."""
+    found = {
+        "global": {"rootpath": str(root), "static_calib_path": str(nights / "static"), "using_ESO_calibration": False},
+        "musedask": {"raw": [str(nights / "raw")], "esorex": str(esorex), "engine": "esorex", "ifus": [1]},
+    }  # fmt: skip
+    for name, keys in more.items():
+        found.setdefault(name.removesuffix("_"), {}).update(keys)
+    return found
