@@ -19,7 +19,7 @@ from musedask.io.cube import open_cube
 from musedask.sim import simulate_pixtables
 
 ROOT = Path(__file__).parents[1]
-LIMIT = "160MB"
+LIMIT = "100MB"
 PER_PROCESS = 300_000_000
 #: bytes of a row in memory and of a voxel with its variance
 ROW, VOXEL = 32, 8
@@ -27,13 +27,13 @@ ROW, VOXEL = 32, 8
 
 @pytest.fixture(scope="module")
 def sim(tmp_path_factory):
-    """Six exposures of 5.3 million pixels: a strip of two IFUs over 900 Angstrom."""
+    """Six exposures of 3.3 million pixels: a strip of two IFUs over 570 Angstrom."""
     made = simulate_pixtables(
-        tmp_path_factory.mktemp("sim"), n_exposures=6, ifus=(12, 13), wave_range=(6000, 6900),
+        tmp_path_factory.mktemp("sim"), n_exposures=6, ifus=(12, 13), wave_range=(6000, 6570),
         rotations=(0.0,), cosmic_rays=1e-3, bad_pixels=0.01, threads=2,
     )  # fmt: skip
     yield made
-    # nearly a gigabyte
+    # more than half a gigabyte
     for path in made.paths:
         path.unlink()
 

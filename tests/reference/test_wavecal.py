@@ -80,7 +80,7 @@ class Case:
 #: fewer, of which each identified one counts more
 BY_CHANCE = (
     ("FIT NLINES", 0.12), ("LINES FWHM MEAN", 0.02), ("LINES FWHM STDEV", 0.2), ("LINES FWHM MIN", 0.6),
-    ("LINES FWHM MAX", 0.2), ("RESOL", 0.01), ("LINES NID", 0.06), ("LINES PEAK MEAN", 0.06), ("FIT RMS", 0.02),
+    ("LINES FWHM MAX", 0.2), ("RESOL", 0.01), ("LINES NID", 0.06), ("LINES PEAK MEAN", 0.06),
 )  # fmt: skip
 
 CASES = {
@@ -95,7 +95,10 @@ CASES = {
     "bad column, not known": Case(change=((0, spoil), (1, spoil), (2, spoil))),
     "bad column of three": Case(NINE, change=tuple((i, spoil) for i in range(9)), bad_pixels=True),
     "no Xe": Case((5, 3), differ=0.02, quality=BY_CHANCE, slow=False),
-    "no Hg": Case((3, 4), differ=0.01, quality=BY_CHANCE),
+    # one or two of 4450 positions are of lines of Hg and Cd, which noise imitates in single columns: other ones in
+    # the reference.  With so few lines of few lamps nothing is rejected, so that they count in the rms of the fit,
+    # by 0.5 %, as they are several Angstrom off; the wavelengths agree to 0.0003 Angstrom
+    "no Hg": Case((3, 4), differ=0.01, anywhere=0.001, quality=(*BY_CHANCE, ("FIT RMS", 0.006))),
     "other order": Case((4, 5, 3)),
     "uniform": Case(options=(("fitweighting", "uniform"),), slow=False),
     "cerr": Case(options=(("fitweighting", "cerr"),), slow=False),
