@@ -297,6 +297,37 @@ def test_windows_and_numbers(fortnight):
     assert fortnight.choice(result, "O06", "LSF_PROFILE") == "R06"
 
 
+@pytest.mark.parametrize(
+    ("tag", "limits"),
+    [
+        ("BIAS", (1, 3, 7, 30)), ("FLAT", (1, 3, 7, 30)), ("ARC", (1, 3, 7, 30)), ("SKYFLAT", (7, 14, 30, 90)),
+        ("STD", (1, 5, 14, 90)), ("DARK", (31, 62, 92, 365)), ("ASTROMETRY", (31, 92, 365, 3650)),
+    ],
+)  # fmt: skip
+def test_levels(tag, limits):
+    """The table of the page on sorting."""
+    rules = Rules()
+    for level, days in enumerate(limits):
+        assert rules.level(tag, days, False) == level
+        assert rules.level(tag, days + 0.01, False) == (level + 1 if level < 3 else None)
+    assert rules.level(tag, 0.9, True) == 0
+
+
+def test_the_same_night_comes_first(fortnight):
+    """Biases of the afternoon before rather than those of the noon after, which are nearer but of the next night."""
+    afternoon = [replace(f, mjd=f.mjd - 8 / 24, date_obs=f.date_obs.replace("T21", "T13")) for f in fortnight.of("B04")]
+    noon = [replace(f, mjd=f.mjd + 15.5 / 24, date_obs=f.date_obs.replace("04T21", "05T12"), path=Path(f"/x/{f.name}"),
+                    name=f"{f.name}-x", tpl_start="2017-03-05T12:30:00") for f in fortnight.of("B04")]  # fmt: skip
+    others = [f for f in fortnight.files if f.tag != "BIAS"]
+    for rules in ({}, {"windows": {"BIAS": [0.1, 0.2, 0.3, 0.4]}}):
+        result = fortnight.associate(rules, files=[*others, *afternoon, *noon])
+        exposure = next(g for g in result.science() if fortnight.label(g.frames[0]) == "O04c")
+        choice = result.choices[exposure.id]["MASTER_BIAS"]
+        assert (choice.group.frames[0].date_obs[:13], choice.level) == ("2017-03-04T13", 0)
+        days = [abs(g.mjd - exposure.mjd) for g in result.groups.values() if g.tag == "BIAS"]
+        assert choice.group.mjd - exposure.mjd == -max(days)
+
+
 def test_temperature_of_illum(fortnight):
     result = fortnight.associate({"illum_temperature": 5.0})
     assert fortnight.full(result, "O05", "ILLUM").level == 1
@@ -451,6 +482,12 @@ def test_static_profile_where_there_are_no_arcs(fortnight):
     choice = fortnight.full(result, "O06", "LSF_PROFILE")
     assert (choice.files[0].name, choice.level) == ("s13", 3)
     assert choice.reason == "static calibration of mode WFM-NOAO-N, none of the night"
+    # one of the very mode comes first, whatever it is called
+    for name in ("a", "z"):
+        profile = replace(choice.files[0], mode="WFM-AO-N", name=name, path=Path(f"/static/{name}.fits"))
+        result = fortnight.associate(files=files, statics=[*fortnight.statics, profile])
+        choice_of_mode = fortnight.full(result, "O06", "LSF_PROFILE")
+        assert (choice_of_mode.files[0].name, choice_of_mode.level) == (name, 3)
 
 
 GEOMETRY = {"geometry": "GEOMETRY_TABLE", "wcs": "ASTROMETRY_WCS"}
