@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InputError
-from .classify import RawFile, archive_stem
+from .classify import RawFile, archive_stem, walk
 
 log = logging.getLogger(__name__)
 
@@ -82,11 +82,9 @@ def find_xml(folders: Iterable[str | os.PathLike[str]]) -> list[Path]:
     found: dict[Path, None] = {}
     for folder in map(Path, folders):
         parent = folder if folder.is_dir() else folder.parent
-        for where, below, names in os.walk(parent, followlinks=True):
-            below[:] = sorted(name for name in below if not name.startswith("."))
-            for name in sorted(names):
-                if name.lower().endswith(tuple(f"{kind}.xml" for kind in KINDS)):
-                    found[Path(where, name).absolute()] = None
+        for path in walk(parent):
+            if path.name.lower().endswith(tuple(f"{kind}.xml" for kind in KINDS)):
+                found[path] = None
     return list(found)
 
 

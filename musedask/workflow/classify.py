@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from datetime import date, datetime, timedelta
@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..io.files import atomic_path
 from ..io.header_read import read_keywords
 from ..tags import TAGS
+from .state import FOLDER
 
 log = logging.getLogger(__name__)
 
@@ -355,12 +356,28 @@ def find_files(folders: Iterable[PathLike] | PathLike, *, recursive: bool = True
             continue
         if not folder.is_dir():
             raise InputError(f"{folder}: no such file or folder, expected one with raw exposures")
-        for parent, below, names in os.walk(folder.absolute(), followlinks=True):
-            below[:] = sorted(name for name in below if not name.startswith(".")) if recursive else []
-            for name in sorted(names):
-                if name.endswith(SUFFIXES + PACKED) and not name.startswith("."):
-                    found[Path(parent, name)] = None
+        for path in walk(folder, recursive=recursive):
+            if path.name.endswith(SUFFIXES + PACKED) and not path.name.startswith("."):
+                found[path] = None
     return list(found)
+
+
+def walk(folder: PathLike, *, recursive: bool = True) -> Iterator[Path]:
+    """All files in a folder and in folders in it, sorted; links are followed, but no folder is visited twice.
+
+    Hidden folders are left out, and the folders of products of a reduction unless it is `folder` itself.
+    """
+    top = os.path.abspath(folder)
+    seen: set[tuple[int, int]] = set()
+    for parent, below, names in os.walk(top, followlinks=True):
+        status = os.stat(parent)
+        if (status.st_dev, status.st_ino) in seen or (parent != top and FOLDER in below):
+            below[:] = []
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        below[:] = sorted(name for name in below if not name.startswith(".")) if recursive else []
+        for name in sorted(names):
+            yield Path(parent, name)
 
 
 def examine(

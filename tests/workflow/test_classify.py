@@ -300,3 +300,18 @@ def test_products_of_several_folders_are_kept(tmp_path):
     (tmp_path / "c.fits").symlink_to(tmp_path / "a" / "MASTER_BIAS-01.fits")
     files, problems = examine(tmp_path)
     assert len(files) == 2 and not problems
+
+
+def test_folders_are_visited_once(tmp_path):
+    """Links in a circle do no harm; products of a reduction are not taken for raw data, unless they are asked for."""
+    good = Headers().of(plan_of())
+    for place in ("raw/a", "reduced/.musedask", "reduced/tile", "raw/.hidden"):
+        (tmp_path / place).mkdir(parents=True)
+    (tmp_path / "raw" / "a" / "x.fits").write_bytes(good)
+    (tmp_path / "raw" / ".hidden" / "y.fits").write_bytes(good)
+    (tmp_path / "raw" / "a" / "up").symlink_to(tmp_path / "raw")
+    write_product(tmp_path / "reduced" / "tile" / "MASTER_BIAS-01.fits", "MASTER_BIAS")
+    files, problems = examine(tmp_path)
+    assert [f.path.name for f in files] == ["x.fits"] and not problems
+    assert [f.tag for f in scan([tmp_path / "reduced", tmp_path / "raw"])] == ["MASTER_BIAS", "OBJECT"]
+    assert [f.path.name for f in scan(tmp_path / "raw" / "a" / "x.fits")] == ["x.fits"]
