@@ -384,6 +384,7 @@ def associate(
     rules: Rules | None = None,
     archive: Archive | None = None,
     user: Sequence[Override] = (),
+    extra: Sequence[RawFile] = (),
     wanted: Callable[[RawFile], bool] | None = None,
     tags: Sequence[str] = ("OBJECT",),
 ) -> Associations:
@@ -400,6 +401,8 @@ def associate(
         What the archive says.
     user : sequence of Override
         What the user says, beside that in `rules`.
+    extra : sequence of RawFile
+        Files that are only taken where the user says so.
     wanted : callable, optional
         Which of the exposures of targets count; default: all.
     tags : sequence of str
@@ -409,7 +412,7 @@ def associate(
     -------
     Associations
     """
-    search = _Search(files, statics, rules or Rules(), archive or Archive(), user)
+    search = _Search(files, statics, rules or Rules(), archive or Archive(), user, extra)
     return search.run(tags, wanted)
 
 
@@ -421,6 +424,7 @@ class _Search:
         rules: Rules,
         archive: Archive,
         user: Sequence[Override],
+        extra: Sequence[RawFile],
     ) -> None:
         self.rules = rules
         self.archive = archive
@@ -460,8 +464,8 @@ class _Search:
                 sets.setdefault(members[0].tag, []).append(members)
         #: by path, name in the archive, and name of the file
         self.index: dict[str, RawFile] = {}
-        self.by_path = {f.path: f for f in (*statics, *good)}
-        for file in (*good, *statics):
+        self.by_path = {f.path: f for f in (*extra, *statics, *good)}
+        for file in (*good, *statics, *extra):
             for name in (str(file.path), file.name, archive_stem(file.path.name)):
                 self.index.setdefault(name, file)
         #: numbers of overrides by the frames that they name, and of those with wildcards or without
@@ -818,14 +822,23 @@ class _Search:
         geometry, astrometry = self._pair(group)
         if category == "GEOMETRY_TABLE":
             return geometry if geometry is not None else "no GEOMETRY_TABLE"
-        if astrometry is None:
-            return self._why_none(category, group)
         taken = so_far.get("GEOMETRY_TABLE")
-        if taken is not None and taken.source == "user" and astrometry.group is None:
-            if astrometry.files[0].path.parent == taken.files[0].path.parent:
-                return astrometry
-            return _unmatched(astrometry, "the geometry is the user's choice")
-        return astrometry
+        if taken is not None and taken.source == "user":
+            beside = None if self.rules.astrometry == "own" else self._beside(taken, group)
+            if beside is not None:
+                return beside
+            if astrometry is not None and astrometry.group is None:
+                return _unmatched(astrometry, f"the geometry is {taken.files[0].path}")
+        return self._why_none(category, group) if astrometry is None else astrometry
+
+    def _beside(self, geometry: Choice, group: Group) -> Choice | None:
+        """The astrometric solution of the field in the folder of a geometry."""
+        for file in sorted(self.by_path.values(), key=lambda f: str(f.path)):
+            if file.tag != "ASTROMETRY_WCS" or file.path.parent != geometry.files[0].path.parent:
+                continue
+            if not _differs(group.frames[0], file, KEYS["ASTROMETRY_WCS"]):
+                return Choice("ASTROMETRY_WCS", None, (file,), "rule", 0, "beside the geometry")
+        return None
 
     def _pair(self, group: Group) -> tuple[Choice | None, Choice | None]:
         want = self.rules.astrometry

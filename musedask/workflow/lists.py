@@ -6,6 +6,7 @@ of one of the sky; ``_TWI`` and ``_DAR`` have the twilight flats and darks that 
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -228,3 +229,20 @@ def _overrides(
         Override(tag, tuple(by_tag[tag]), frames, origin=path.name, weak=weak and tag in MADE_OF.values())
         for tag in ordered
     ]
+
+
+def named_files(overrides: Iterable[Override], known: Iterable[RawFile]) -> list[RawFile]:
+    """Files that overrides name by absolute paths, perhaps with wildcards, and that are not known yet.
+
+    Raises
+    ------
+    InputError
+        If one of them cannot be read, or is not of MUSE.
+    """
+    there = {f.path for f in known}
+    found: dict[Path, None] = {}
+    for override in overrides:
+        for pattern in override.files:
+            if os.path.isabs(pattern):
+                found |= dict.fromkeys(Path(name) for name in sorted(glob.glob(pattern)))
+    return [read_file(path) for path in found if path not in there and path.is_file()]

@@ -16,7 +16,7 @@ from .archive import archive_of
 from .associate import Associations, associate
 from .classify import RawFile, scan
 from .graph import Exposure, Pointing, config_of
-from .lists import UserLists, find_lists, read_lists, write_lists
+from .lists import UserLists, find_lists, named_files, read_lists, write_lists
 from .names import (
     Block,
     assign_targets,
@@ -138,8 +138,10 @@ def sort_raw(config: Config) -> Sorted:
         lists = _user_lists(reduced, files)
         overrides, files, listed = lists.overrides, lists.merged(files), set(lists.exposures)
     wanted = _selection(config, files, listed)
+    rules = rules_of(config)
     associations = associate(
-        files, statics, rules=rules_of(config), archive=archive_of(raw), user=overrides,
+        files, statics, rules=rules, archive=archive_of(raw), user=overrides,
+        extra=named_files(rules.overrides, [*files, *statics]),
         wanted=lambda f: f in wanted,
     )  # fmt: skip
     found = _select(config, raw, reduced, files, associations)

@@ -523,6 +523,32 @@ def test_geometry_and_astrometry_are_a_pair(fortnight, astrometry, archived, sta
         assert fortnight.choice(result, "A09", "STD_RESPONSE") == "S09"
 
 
+def test_geometry_of_the_user(fortnight):
+    """Tables that are valid for some nights; the astrometric solution is that of the same folder."""
+    old = [
+        replace(product(tag, 0, mode="WFM-NOAO-N", folder="legacy"), mjd=0.0, date_obs="")
+        for tag in ("GEOMETRY_TABLE", "ASTROMETRY_WCS")
+    ]  # fmt: skip
+    rules = {"overrides": [{"category": "GEOMETRY_TABLE", "files": "/legacy/GEOMETRY*", "last": "2017-03-06"}]}
+    result = fortnight.associate(rules, extra=old)
+    pairs = {
+        label: tuple(fortnight.choice(result, label, category) for category in ("GEOMETRY_TABLE", "ASTROMETRY_WCS"))
+        for label in ("O04a", "O06", "O07", "O09")
+    }
+    legacy = ("GEOMETRY_TABLE-0", "ASTROMETRY_WCS-0")
+    assert pairs == {"O04a": legacy, "O06": legacy, "O07": ("s10", "s11"), "O09": ("s10", "s12")}
+    # an exposure of one night with twilight flats of another, of which the rule says something else
+    assert fortnight.choice(result, "T08", "GEOMETRY_TABLE") == "s10"
+    assert fortnight.full(result, "O06", "ASTROMETRY_WCS").reason == "beside the geometry"
+    # there may be none beside it
+    result = fortnight.associate(rules, extra=old[:1])
+    choice = fortnight.full(result, "O04a", "ASTROMETRY_WCS")
+    assert choice.level == 3
+    assert choice.reason.endswith("perhaps no matching pair: the geometry is /legacy/GEOMETRY_TABLE-0.fits")
+    # without the user saying so, they are not taken
+    assert fortnight.choice(fortnight.associate(extra=old), "O04a", "GEOMETRY_TABLE") == "s10"
+
+
 def test_user_gives_files_that_no_rule_takes(fortnight):
     grid = product("OUTPUT_WCS", 0)
     override = Override("OUTPUT_WCS", (str(grid.path),), obs=("alpha",))

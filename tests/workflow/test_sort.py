@@ -14,7 +14,7 @@ from musedask.cli import main
 from musedask.errors import InputError, OutputExistsError
 from musedask.workflow.associate import associate
 from musedask.workflow.classify import examine
-from musedask.workflow.lists import find_lists, read_lists, write_lists
+from musedask.workflow.lists import find_lists, named_files, read_lists, write_lists
 from musedask.workflow.names import block_folders, block_of, exposure_ids
 from musedask.workflow.rules import Rules
 from musedask.workflow.statics import find_statics, static_folder
@@ -112,6 +112,38 @@ def test_rules_of_a_configuration(folder, tmp_path):
     # what is on the command line comes first
     text = run(folder / "raw", "--config", config, "--preference", "raw")
     assert "FLAT_2017-03-05T21-10-00_WFM-NOAO-E" in text
+
+
+def test_files_that_rules_name_are_read(folder, data, tmp_path):
+    """Choices by absolute paths need not be in the folders of raw data or static calibrations."""
+    for ifu in (1, 12):
+        write_product(
+            tmp_path / "own" / f"MASTER_FLAT-{ifu:02d}.fits", "MASTER_FLAT", ESO__INS__MODE="WFM-NOAO-N",
+            EXTNAME=f"CHAN{ifu:02d}", DATE_OBS="2017-03-01T21:00:00",
+        )  # fmt: skip
+    rules = Rules.from_mapping({"overrides": [
+        {"category": "MASTER_FLAT", "files": f"{tmp_path}/own/MASTER_FLAT-*.fits", "obs": "alpha"},
+        {"category": "BIAS", "files": "MUSE.2017-03-05*"},
+    ]})  # fmt: skip
+    extra = named_files(rules.overrides, data.files)
+    assert [f.path.name for f in extra] == ["MASTER_FLAT-01.fits", "MASTER_FLAT-12.fits"]
+    result = associate(data.files, data.statics, rules=rules, extra=extra)
+    choice = data.choices(result, "O04a")["MASTER_FLAT"]
+    assert [f.path for f in choice.files] == [f.path for f in extra] and choice.source == "user"
+    assert data.choices(result, "O04c")["MASTER_FLAT"].group is not None
+    assert named_files(rules.overrides, extra) == []
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps({
+        "global": {
+            "rootpath": str(folder), "static_calib_path": str(folder / "static"), "mode": None,
+            "using_ESO_calibration": False,
+        },
+        "musedask": {
+            "reduced": str(tmp_path / "reduced"),
+            "association": {"overrides": [{"category": "MASTER_FLAT", "files": f"{tmp_path}/own/*.fits"}]},
+        },
+    }))  # fmt: skip
+    assert "    MASTER_FLAT     2  MASTER_FLAT-01.fits and 1 more  (association.overrides" in run("--config", config)
 
 
 @pytest.mark.parametrize(
