@@ -623,13 +623,23 @@ class _Builder:
             for p in other.product_paths(tag)
         }
         by_path = {p: origin for (p, _), origin in made.items()}
+        frames = _listed(path, by_path)
+        listed: dict[tuple[str, str], list[Path]] = {}
+        for frame in frames:
+            if (origin := by_path.get(frame.path.resolve())) is not None:
+                listed.setdefault(origin, []).append(frame.path.resolve())
         refs: dict[Ref, None] = {}
-        for frame in _listed(path, by_path):
+        for frame in frames:
             origin = by_path.get(frame.path.resolve())
             if origin is None:
                 refs[Ref(frame.tag, path=frame.path)] = None
-            else:
+                continue
+            whole = [p.resolve() for p in self.graph[origin[0]].product_paths(origin[1])]
+            if step.ifus or listed[origin] == whole:
                 refs[Ref(frame.tag, step=origin[0], product=origin[1])] = None
+            else:
+                # some of them, or in another order
+                refs[Ref(frame.tag, path=frame.path, step=origin[0], product=origin[1])] = None
         return replace(step, inputs=tuple(refs))
 
 
