@@ -28,6 +28,7 @@ def adaptive(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adaptive")
     for day, mode in (("2019-03-04", "WFM-AO-N"), ("2019-03-06", "NFM-AO-N")):
         target = Target(f"AO {mode[:3]}", ra=150.0, dec=-33.0, dithers=2, exptimes=(300.0,), sky=0, id=300001)
-        write_raws(folder / "raw", plan_night(day, mode=mode, targets=[target], counts={**COUNTS, "DARK": 0}))
+        counts = {**COUNTS, "DARK": 0, "ASTROMETRY": 1}
+        write_raws(folder / "raw", plan_night(day, mode=mode, targets=[target], counts=counts))
     write_statics(folder / "static", mode="WFM-AO-N")
     return folder

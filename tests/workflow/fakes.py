@@ -231,7 +231,7 @@ def write_statics(folder, mode="WFM-NOAO-N"):
     folder.mkdir(parents=True, exist_ok=True)
     for tag in (
         "LINE_CATALOG", "BADPIX_TABLE", "GEOMETRY_TABLE", "ASTROMETRY_WCS", "EXTINCT_TABLE", "STD_FLUX_TABLE",
-        "TELLURIC_REGIONS", "FILTER_LIST", "SKY_LINES", "RAMAN_LINES", "VIGNETTING_MASK",
+        "TELLURIC_REGIONS", "FILTER_LIST", "SKY_LINES", "RAMAN_LINES", "VIGNETTING_MASK", "ASTROMETRY_REFERENCE",
     ):  # fmt: skip
         primary = fits.PrimaryHDU(np.arange(4, dtype=np.int16))
         primary.header["HIERARCH ESO PRO CATG"] = tag

@@ -749,8 +749,10 @@ def test_examples_of_the_page(tmp_path, monkeypatch):
 
 def test_named_tests_exist():
     """Each test that shows the effect of a key is there."""
-    named = {extra["test"] for model in SECTIONS.values() for extra in keys_of(model).values()} - {""}
-    for test in named:
+    keys = ((name, key, extra) for name, model in SECTIONS.items() for key, extra in keys_of(model).items())
+    named = {(section, key): extra["test"] for section, key, extra in keys}
+    assert not [key for key, test in named.items() if not test]
+    for test in set(named.values()):
         file, _, name = test.partition("::")
         tree = ast.parse((ROOT / file).read_text())
         functions = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}

@@ -534,6 +534,17 @@ def test_astrometry(plan, nights, tmp_path):
     assert found["archive"] == found["auto"] == ["own_astrometry.fits"]
 
 
+def test_own_astrometry(plan, adaptive):
+    """Of exposures of an astrometric field: two steps in a folder of their own."""
+    p = plan(adaptive, global_={"mode": "WFM-AO"}, musedask={"astrometry": "own"})
+    folder = "AO_WFM/astrometry"
+    assert tags(p, f"{folder}/sci_basic_astrometry")["ASTROMETRY"] == 1
+    found = tags(p, f"{folder}/astrometry")
+    assert (found["PIXTABLE_ASTROMETRY"], found["ASTROMETRY_REFERENCE"], found["EXTINCT_TABLE"]) == (1, 1, 1)
+    for step in (s for s in p.graph if s.name == "sci_post"):
+        assert of_tag(p, step.id, "ASTROMETRY_WCS") == [f"{folder}/ASTROMETRY_WCS_0001.fits"]
+
+
 def test_rules_of_the_association(plan):
     first = [p.path for p in (plan().sorted.files) if p.tag == "ILLUM"][2]
     p = plan(musedask={"association": {"exclude": [first.name]}})
