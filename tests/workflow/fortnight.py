@@ -163,6 +163,7 @@ class Headers:
 
     def __init__(self) -> None:
         self._bases: dict[tuple[str, str, str], tuple[bytes, dict[str, int]]] = {}
+        self._cards: dict[tuple[str, object], bytes] = {}
 
     def of(self, plan: ExposurePlan, cards: dict[str, object] | None = None) -> bytes:
         """Bytes of the primary HDU of an exposure, with some cards of one's own."""
@@ -183,9 +184,10 @@ class Headers:
             **(cards or {}),
         }  # fmt: skip
         for keyword, value in values.items():
-            card = str(fits.Card(*fitted(keyword, value, "")))
-            assert len(card) == 80
-            data[places[keyword] : places[keyword] + 80] = card.encode()
+            if (keyword, value) not in self._cards:
+                self._cards[keyword, value] = str(fits.Card(*fitted(keyword, value, ""))).encode()
+            assert len(self._cards[keyword, value]) == 80
+            data[places[keyword] : places[keyword] + 80] = self._cards[keyword, value]
         return bytes(data)
 
 

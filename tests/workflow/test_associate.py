@@ -595,7 +595,7 @@ def best_of(fortnight, target, files, category):
     return (min(found)[-1], min(found)[0]) if found else None
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_the_best_of_what_is_there(fortnight, seed):
     """With a random part of the files, the choices are those that trying all templates gives."""
     random = np.random.default_rng(seed)
