@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .io.merge import merge_products, split_product
     from .io.pixtable import open_pixtable, write_pixtable
     from .sim import simulate_pixtables
+    from .workflow.reduce import reduce
 
 _WHERE = {
     "MusedaskError": "errors",
@@ -38,6 +39,7 @@ _WHERE = {
     "merge_products": "io.merge",
     "open_cube": "io.cube",
     "open_pixtable": "io.pixtable",
+    "reduce": "workflow.reduce",
     "run_recipe": "calib.engine",
     "simulate_pixtables": "sim",
     "split_product": "io.merge",
@@ -62,6 +64,7 @@ __all__ = [
     "merge_products",
     "open_cube",
     "open_pixtable",
+    "reduce",
     "run_recipe",
     "simulate_pixtables",
     "split_product",
