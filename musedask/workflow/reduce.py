@@ -15,7 +15,7 @@ from ..io.sof import Frame
 from .config import Config, load_config
 from .graph import build_graph
 from .report import quality_table, summary, write_report
-from .run import Outcome, Run, Settings, write_step_sof
+from .run import Done, Outcome, Run, Settings, write_step_sof
 from .sorting import Sorted, folders, sort_raw
 from .state import State
 from .steps import STEPS, Graph, Node
@@ -236,10 +236,12 @@ def plan_reduction(
 
 def execute(plan: Plan, client: Client | None = None) -> Reduction:
     """Do what was planned, see `reduce`."""
+    from .cleanup import cleanup, spared
     from .mosaic import do_mosaic
 
     state = plan.state
-    run = Run(plan.graph, state, plan.settings, client=client, mosaic=do_mosaic)
+    graph, before = spared(plan)
+    run = Run(graph, state, plan.settings, client=client, mosaic=do_mosaic)
     if not plan.graph.nodes():
         raise InputError(
             f"{plan.reduced}: there is nothing to do: no science exposure is selected, or all steps are switched off"
@@ -255,10 +257,11 @@ def execute(plan: Plan, client: Client | None = None) -> Reduction:
             plan.sorted.write_lists()
         outcome = run.execute()
         reduction = Reduction(plan, outcome)
-        reduction.files = write_report(plan.reduced / "report", plan.graph, outcome)
+        if graph.nodes():
+            # of what was removed there is an earlier one
+            reduction.files = write_report(plan.reduced / "report", plan.graph, outcome)
+        outcome.done |= {node: Done(node, record, reused=True) for node, record in before.items()}
         if plan.config.cleanup.execute and not outcome.failures:
-            from .cleanup import cleanup
-
             cleanup(plan, state)
     text = reduction.summary()
     if outcome.failures:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ..calib.engine import wanted_record
 from ..errors import MusedaskError
+from .cleanup import spared
 from .operations import Operation
 from .run import Run
 from .state import is_current, remember_files
@@ -64,6 +65,7 @@ def find_status(plan: Plan) -> list[NodeStatus]:
     events = state.last_events() if state.is_locked() else {}
     run = Run(plan.graph, state, plan.settings)
     run.scratch = state.scratch
+    _, without = spared(plan)
     found: dict[Node, NodeStatus] = {}
     for step in plan.graph:
         for node in step.nodes:
@@ -85,6 +87,10 @@ def find_status(plan: Plan) -> list[NodeStatus]:
                 continue
             if not record.ok:
                 found[node] = is_("failed", record.reason)
+                continue
+            if node in without:
+                found[node] = is_("done")
+                run.outcome.done[node] = Done(node, record, reused=True)
                 continue
             old = [n for n in plan.graph.needs(node) if found[n].status != "done"]
             if old:

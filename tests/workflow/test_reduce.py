@@ -233,6 +233,31 @@ def test_cleanup(run, nights, part):
     assert made(nights) == before
 
 
+def test_what_was_removed_is_made_again_if_it_is_needed(run, fake):
+    everything = {"execute": True, **dict.fromkeys(PARTS, True)}
+    run(cleanup=everything)
+    left = made(run.reduced)
+    fake.forget()
+    result = run(cleanup=everything)
+    assert not fake.calls() and made(run.reduced) == left
+    assert [f.path.name for f in result.products("DATACUBE_FINAL")] == ["DATACUBE_FINAL.fits"]
+    # one parameter: what depends on it, and what this needs
+    keys = {"cleanup": {"execute": True, "include_std": True, "include_calibrations": True}}
+    shutil.rmtree(run.reduced)
+    run(**keys)
+    fake.forget()
+    run(exp_combine={"weight": "none"}, **keys)
+    assert {c["recipe"] for c in fake.calls()} == {"muse_exp_combine"}
+    fake.forget()
+    run(exp_combine={"weight": "none"}, sci_post={"rvcorr": "geo"}, **keys)
+    recipes = Counter(c["recipe"] for c in fake.calls())
+    assert recipes["muse_scipost"] == 2 and recipes["muse_bias"] == recipes["muse_standard"] == 1
+    from musedask.workflow.status import find_status
+
+    plan = run(plan=True, exp_combine={"weight": "none"}, sci_post={"rvcorr": "geo"}, **keys)
+    assert {s.status for s in find_status(plan)} == {"done"}
+
+
 def test_no_cleanup_unless_wanted(run):
     run(cleanup=dict.fromkeys(PARTS, True))
     assert f"Field_A/{A1}/PIXTABLE_OBJECT_0001-01.fits" in made(run.reduced)
