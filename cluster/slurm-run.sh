@@ -41,15 +41,16 @@ mkdir -p "$run"
 scheduler=
 servers=
 finish() {
-  # shellcheck disable=SC2086
   {
-    kill $servers $scheduler
-    # they may end in order, but need not
-    for _ in $(seq 100); do
-      kill -0 $servers || kill -0 $scheduler || break
-      sleep 0.1
+    # workers first: one that loses its scheduler while it ends may hang.  They may end in order, but need not.
+    for process in $servers $scheduler; do
+      kill $process
+      for _ in $(seq 100); do
+        kill -0 $process || break
+        sleep 0.1
+      done
+      kill -9 $process
     done
-    kill -9 $servers $scheduler
   } 2>/dev/null || true
   rm -rf "$run"
 }

@@ -357,7 +357,7 @@ def test_run_in_one_allocation(tmp_path):
     for name, text in {
         # srun starts as many as it is told
         "srun": 'n=${1#--ntasks=}; shift 2; pids=\nfor i in $(seq $n); do "$@" --no-nanny & pids="$pids $!"; done\n'
-        "trap 'kill $pids; exit 143' TERM; wait",
+        "trap 'kill $pids; wait $pids; exit 143' TERM; wait",
         "dask": f'exec {sys.executable} -m dask "$@"',
         "musedask": f'[ "$1" = cluster ] && exec {sys.executable} -m musedask "$@" --no-esorex\necho "$@" >&2; exit 3',
     }.items():
@@ -368,16 +368,19 @@ def test_run_in_one_allocation(tmp_path):
         "LOCAL": str(tmp_path), "SLURM_JOB_ID": "17", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_PER_TASK": "1",
         "SLURM_MEM_PER_NODE": "1024", "DASHBOARD": "127.0.0.1:0",
     }  # fmt: skip
-    process = subprocess.Popen(
-        ["bash", str(ROOT / "cluster" / "slurm-run.sh"), "combine", "a.fits", "-o", "b.zarr"], cwd=tmp_path,
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
+    output = tmp_path / "log"
+    with output.open("w") as file:
+        process = subprocess.Popen(
+            ["bash", str(ROOT / "cluster" / "slurm-run.sh"), "combine", "a.fits", "-o", "b.zarr"], cwd=tmp_path,
+            env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
     try:
-        # until all that it has started has ended
-        text, _ = process.communicate(timeout=60)
+        process.wait(timeout=120)
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    text = output.read_text()
     assert process.returncode == 3, text
     assert "read and written by 2 of 2 workers" in text and "1.35 GB of" in text and "all is well" in text, text
     assert f"combine a.fits -o b.zarr --cluster {tmp_path}/.musedask-job-17/scheduler.json:2" in text
