@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from astropy.io import fits
 
-COUNTS = {"ASTROMETRY": 0, "BIAS": 5, "FLAT": 5, "ARC": 2, "SKYFLAT": 3, "SKY": 1, "STD": 1, "ILLUM": 1, "DARK": 0}
+COUNTS = {"ASTROMETRY": 0, "BIAS": 3, "FLAT": 3, "ARC": 1, "SKYFLAT": 3, "SKY": 1, "STD": 1, "ILLUM": 1, "DARK": 0}
 
 
 def simulate(folder: Path, ifus: list[int]) -> None:

@@ -222,7 +222,7 @@ def plan_reduction(
     cores = config.global_.n_CPU if config.global_.n_CPU > 0 else compute.default_workers()
     settings = Settings(
         n_workers=n_workers or own.n_workers or cores,
-        memory_limit=compute.parse_bytes(limit) if limit is not None else compute.default_memory_limit(),
+        memory_limit=compute.parse_bytes(limit) if limit is not None else compute.default_memory_limit(client),
         threads=own.threads,
         timeout=own.timeout,
         esorex=own.esorex,

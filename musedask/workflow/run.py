@@ -255,25 +255,45 @@ class Run:
     # --- before
 
     def check(self) -> None:
-        """Check that every node fits the memory limit.
+        """Check that every node fits the memory limit, and a worker.
 
         Raises
         ------
         PlanError
             It names the least limit with which all would.
         """
-        free = self.settings.memory_limit - BASE_MEMORY
         needs = {node: self.memory(node) for node in self.graph.nodes()}
         if not needs:
             return
         node = max(needs, key=lambda n: needs[n])
-        if needs[node] > free:
-            step = self.graph[node.step]
+        what = f"{node}: {self.graph[node.step].what} ({self._engines[node.step]}) will need "
+        what += compute.format_bytes(needs[node])
+        if needs[node] > self.settings.memory_limit - BASE_MEMORY:
             raise PlanError(
-                f"{node}: {step.what} ({self._engines[step.id]}) will need {compute.format_bytes(needs[node])}, and "
-                f"the memory limit is {compute.format_bytes(self.settings.memory_limit)}; the least that will do is "
-                f"{compute.format_bytes(needs[node] + BASE_MEMORY)} (memory_limit)"
+                f"{what}, and the memory limit is {compute.format_bytes(self.settings.memory_limit)}; the least that "
+                f"will do is {compute.format_bytes(needs[node] + BASE_MEMORY)} (memory_limit)"
             )
+        shares = self._shares()
+        if shares and needs[node] > max(map(sum, shares.values())) and len(shares) == 1:
+            text = compute.format_bytes(max(map(sum, shares.values())))
+            raise PlanError(f"{what}, and all workers have {text} together; give the cluster more memory")
+        if len(shares) > 1 and needs[node] > max(map(max, shares.values())):
+            text = compute.format_bytes(max(map(max, shares.values())))
+            raise PlanError(
+                f"{what}, and the largest worker has {text}; give the workers more memory, or have fewer in a job"
+            )
+
+    def _shares(self) -> dict[str, list[float]]:
+        """Memory that workers declare, by machine; empty if they do not all [bytes]."""
+        if self.client is None:
+            return {}
+        found: dict[str, list[float]] = {}
+        for worker in compute.worker_info(self.client).values():
+            share = (worker.get("resources") or {}).get("MEMORY")
+            if share is None:
+                return {}
+            found.setdefault(str(worker["host"]), []).append(float(share))
+        return found
 
     def size(self, node: Node) -> Size:
         """How much a node takes in; files that are not there yet count by those of their kind."""
@@ -570,6 +590,8 @@ class Run:
         with ThreadPoolExecutor(max(1, self._slots if self.client is None else 1)) as pool:
             futures: dict[Node, Any] = {}
             resources = self._declared() if self.client is not None else frozenset[str]()
+            shares = self._shares()
+            alone, largest = len(shares) == 1, max((max(s) for s in shares.values()), default=0.0)
 
             def submit(node: Node, function: Callable[..., Done], job: Job | None = None, memory: int = 0,
                        local: bool = False) -> None:  # fmt: skip
@@ -582,7 +604,8 @@ class Run:
                     if RESOURCE in resources and job is not None and job.call.engine == "esorex":
                         need[RESOURCE] = 1
                     if "MEMORY" in resources:
-                        need["MEMORY"] = memory
+                        # on one machine a call may have what other workers do not use, which is looked after here
+                        need["MEMORY"] = min(memory, largest) if alone else memory
                     future = self.client.submit(do_job, job, pure=False, retries=2, resources=need or None)
                 futures[node] = future
                 future.add_done_callback(partial(deliver, node))
@@ -598,7 +621,7 @@ class Run:
     def _declared(self) -> frozenset[str]:
         """Resources that all workers declare."""
         assert self.client is not None
-        workers = list(self.client.scheduler_info(n_workers=-1)["workers"].values())
+        workers = list(compute.worker_info(self.client).values())
         if not workers:
             return frozenset()
         return frozenset.intersection(*(frozenset(w.get("resources") or {}) for w in workers))

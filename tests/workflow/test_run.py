@@ -239,3 +239,28 @@ def test_interrupted(make, fake, monkeypatch):
     fake.forget()
     assert not make().failures
     assert ("muse_bias", 1) not in {(c["recipe"], c["ifu"]) for c in fake.calls()}
+
+
+def test_memory_of_workers(make, fake, monkeypatch):
+    """A call must fit a worker; on one machine it may have the shares of others, which wait meanwhile."""
+    from musedask import compute
+
+    def workers(*shares):
+        return lambda client: {
+            f"tcp://{host}:{k}": {"host": host, "nthreads": 1, "resources": {"MEMORY": size}}
+            for k, (host, size) in enumerate(shares)
+        }
+
+    client = type("Client", (), {"nthreads": lambda self: {"a": 1}})()
+    run = Run(make.graph(), State(make.folder), Settings(esorex=str(fake.path)), client=client)
+    need = max(run.memory(node) for node in run.graph.nodes())
+    monkeypatch.setattr(compute, "worker_info", workers(("one", 0.6 * need), ("one", 0.6 * need)))
+    run.check()
+    monkeypatch.setattr(compute, "worker_info", workers(("one", 0.4 * need), ("one", 0.4 * need)))
+    with pytest.raises(PlanError, match=r"all workers have .* together"):
+        run.check()
+    monkeypatch.setattr(compute, "worker_info", workers(("one", 0.6 * need), ("two", 0.6 * need)))
+    with pytest.raises(PlanError, match="the largest worker has"):
+        run.check()
+    monkeypatch.setattr(compute, "worker_info", workers(("one", 1.1 * need), ("two", 0.6 * need)))
+    run.check()
