@@ -39,9 +39,12 @@ def tell(kind, text):
 tell(" INFO  ", "begins")
 frames = [line.split() for line in open(sof).read().splitlines()]
 ifu = int(options.get("nifu", 0))
-with open(here + "/calls.jsonl", "a") as log:
-    log.write(json.dumps({"recipe": recipe, "ifu": ifu, "frames": frames, "options": options, "time": time.time(),
-                          "threads": os.environ["OMP_NUM_THREADS"], "cwd": os.getcwd()}) + "\n")
+line = json.dumps({"recipe": recipe, "ifu": ifu, "frames": frames, "options": options, "time": time.time(),
+                   "threads": os.environ["OMP_NUM_THREADS"], "cwd": os.getcwd()}) + "\n"
+# in one piece, since others write and read at the same time
+log = os.open(here + "/calls.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+os.write(log, line.encode())
+os.close(log)
 digest = hashlib.sha256()
 settings = ("output-dir", "log-dir", "log-file", "products-sof", "nifu")
 digest.update(repr(sorted((k, v) for k, v in options.items() if k not in settings)).encode())
