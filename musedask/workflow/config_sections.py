@@ -123,7 +123,7 @@ class Global(Section):
         "Correct wavelengths for the motion of the Earth. false: no such correction and no sky subtraction, products "
         "in `withsky_withoutrvcorr`.",
         acts="sci_post: muse_scipost rvcorr, skymethod; dither_collect",
-        test=f"{_REDUCE}::test_without_correction_of_velocity",
+        test=f"{_GRAPH}::test_without_correction_of_velocity",
     )
     auto_sort_data: bool = key(
         True,
@@ -193,7 +193,7 @@ class Cleanup(Section):
     """What is removed after a run.  Raw data and final cubes never are."""
 
     execute: bool = key(False, "Clean up at the end of the run.", acts="cleanup",
-                        test=f"{_REDUCE}::test_no_cleanup_unless_wanted", per_ob=False)
+                        test=f"{_REDUCE}::test_cleanup", per_ob=False)
     include_std: bool = key(False, "Remove the folders of standard stars.", acts="cleanup",
                             test=f"{_REDUCE}::test_cleanup", per_ob=False)
     include_combined: bool = key(False, "Remove the folders of combined exposures.", acts="cleanup",

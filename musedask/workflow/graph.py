@@ -20,6 +20,7 @@ from ..errors import InputError
 from ..io.sof import Frame, read_sof
 from ..recipe import Recipe
 from ..recipes import get_recipe
+from .names import safe_name
 from .steps import STEPS, Graph, Ref, Step
 
 if TYPE_CHECKING:
@@ -440,7 +441,7 @@ class _Builder:
     def _config_of_pointing(self, pointing: Pointing) -> Config:
         """Of its target, if there is something about it, else of its blocks as far as they agree."""
         obs = list(dict.fromkeys(e.ob for e in pointing.exposures))
-        own = self._config.for_ob(pointing.parent)
+        own = self._config.for_ob(target_of(self._config, pointing.parent))
         if pointing.parent in obs or (own is self._config and len(obs) == 1):
             return self.config(pointing.parent if pointing.parent in obs else obs[0])
         if own is not self._config:
@@ -674,6 +675,11 @@ def config_of(config: Config, file: RawFile, folder: str) -> Config:
     """Configuration of the observing block of an exposure, by its name, number or folder."""
     own = config.for_ob(file.ob_name, file.ob_id)
     return own if own is not config else config.for_ob(folder)
+
+
+def target_of(config: Config, folder: str) -> str:
+    """Name of the target that has a folder, as the user wrote it; else that of the folder."""
+    return next((name for name in config.musedask.targets if safe_name(name) == folder), folder)
 
 
 def _combined_alike(one: Config, other: Config) -> bool:

@@ -106,9 +106,9 @@ class Reduction:
         ifu : int, optional
         """
         found: dict[str, list[Frame]] = {}
-        for node, done in self.outcome.done.items():
-            step = self.plan.graph[node.step]
-            if not done.ok or (ob and step.ob != ob) or (exposure and step.exposure != exposure):
+        for node in self.plan.graph.nodes(active=False):
+            step, done = self.plan.graph[node.step], self.outcome.done.get(node)
+            if done is None or not done.ok or (ob and step.ob != ob) or (exposure and step.exposure != exposure):
                 continue
             if ifu is not None and node.ifu not in (None, ifu):
                 continue

@@ -15,7 +15,7 @@ from ..io.files import atomic_path
 from .archive import archive_of
 from .associate import Associations, associate
 from .classify import RawFile, scan
-from .graph import Exposure, Pointing, config_of
+from .graph import Exposure, Pointing, config_of, target_of
 from .lists import UserLists, find_lists, named_files, read_lists, write_lists
 from .names import (
     Block,
@@ -147,7 +147,7 @@ def sort_raw(config: Config) -> Sorted:
     found = _select(config, raw, reduced, files, associations)
     found.statics = remembered
     blocks = list(dict.fromkeys(block_of(f) for f in files if f.tag == "OBJECT"))
-    combined = {p.parent for p in found.pointings}
+    combined = {target_of(config, p.parent) for p in found.pointings}
     found.notes = [
         f"obs: {name!r} found, but there is no exposure of such a block"
         for name in config.obs

@@ -18,17 +18,24 @@ from musedask.recipes import RECIPES
 from musedask.sim import Target, plan_night
 from musedask.sim.headers import primary_header
 
-_SCRIPT = r'''#!PYTHON -ISs
+#: questions about versions are many, and answered without starting Python
+_FRONT = r'''#!/bin/sh
+here=$(dirname "$0")
+case "$1" in
+--version)
+    echo "     ***** ESO Recipe Execution Tool, version 3.13.6  *****"
+    echo "Libraries used: CPL = 7.2.3, CFITSIO = 4.2.0" ;;
+--man-page)
+    echo RELEASE
+    echo "  $2 -- version $(cat "$here/version")" ;;
+*)
+    exec PYTHON -ISs "$here/esorex.py" "$@" ;;
+esac
+'''
+_SCRIPT = r'''
 import hashlib, json, os, signal, sys, time
 here = os.path.dirname(os.path.abspath(__file__))
 words = sys.argv[1:]
-if words[0] == "--version":
-    print("     ***** ESO Recipe Execution Tool, version 3.13.6  *****")
-    print("Libraries used: CPL = 7.2.3, CFITSIO = 4.2.0")
-    sys.exit(0)
-if words[0] == "--man-page":
-    print("RELEASE\n  %s -- version %s" % (words[1], open(here + "/version").read()))
-    sys.exit(0)
 options = dict(w[2:].split("=", 1) for w in words if w.startswith("--"))
 recipe, sof = [w for w in words if not w.startswith("--")]
 say = open(options["log-file"], "a")
@@ -123,7 +130,8 @@ class FakePipeline:
         self.folder = Path(folder)
         self.folder.mkdir()
         self.path = self.folder / "esorex"
-        self.path.write_text(_SCRIPT.replace("PYTHON", sys.executable, 1))
+        self.path.write_text(_FRONT.replace("PYTHON", sys.executable, 1))
+        (self.folder / "esorex.py").write_text(_SCRIPT)
         self.path.chmod(self.path.stat().st_mode | stat.S_IXUSR)
         (self.folder / "version").write_text("2.8.7")
         (self.folder / "seconds").write_text(str(seconds))

@@ -612,6 +612,8 @@ def test_one_cube_of_blocks_with_other_settings(plan, caplog):
     assert plan(musedask=whole, obs=both).graph[step].values["weight"] == "none"
     target = {**both, "M1": {"exp_combine": {"weight": "fwhm"}}}
     assert plan(musedask=whole, obs=target).graph[step].values["weight"] == "fwhm"
+    blank = plan(musedask={**whole, "targets": {"M 1": ["Field*"]}}, obs={"M 1": {"exp_combine": {"weight": "fwhm"}}})
+    assert blank.graph[f"M_1/{POINTING}/exp_combine"].values["weight"] == "fwhm" and not blank.sorted.warnings()
     assert not caplog.text
     p = plan(musedask=whole, obs={"Field-B": {"exp_combine": {"weight": "none"}}})
     assert p.graph[step].values["weight"] == "exptime"

@@ -13,9 +13,10 @@ from click.testing import CliRunner
 from musedask.cli import main
 from musedask.errors import InputError, RecipeError
 from musedask.io.sof import read_sof
-from musedask.workflow.cleanup import PARTS, cleanup, removable
+from musedask.workflow.cleanup import PARTS, removable
 from musedask.workflow.lists import find_lists
 from musedask.workflow.reduce import plan_reduction, reduce
+from musedask.workflow.status import find_status, table
 
 from .fakes import FakePipeline, sections, two_nights, write_masters
 
@@ -179,8 +180,6 @@ def test_dry_run(finished, nights, tmp_path):
 
 def test_status(finished):
     result, _ = finished
-    from musedask.workflow.status import find_status, table
-
     found = find_status(result.plan)
     assert {s.status for s in found} == {"done"}
     lines = table(found).splitlines()
@@ -218,32 +217,33 @@ def test_what_may_be_removed(finished):
     assert not parts()
 
 
-@pytest.mark.parametrize("part", PARTS)
-def test_cleanup(run, nights, part):
+def test_cleanup(run, nights, fake):
+    """Only what is switched on, and only with ``execute``; a run after that does nothing."""
     before = made(nights)
-    result = run(cleanup={"execute": True, part: True})
-    left = made(run.reduced)
-    gone = {r.path for r in removable(result.plan, {part})}
-    assert not gone
-    assert f"Field_A/{POINTING}/DATACUBE_FINAL.fits" in left and f"Field_A/{A1}/DATACUBE_FINAL_wosky.fits" in left
-    folder = {"include_std": "Field_A/std", "include_combined": f"Field_A/{POINTING}",
-              "include_calibrations": "Field_A/calibrations/SCIENCE"}[part]  # fmt: skip
-    names = {Path(n).name for n in left if n.startswith(folder) and n.endswith(".fits")}
-    assert names == ({"DATACUBE_FINAL.fits", "IMAGE_FOV_0001.fits"} if part == "include_combined" else set())
+    run(cleanup=dict.fromkeys(PARTS, True))
+    place = {"include_std": "Field_A/std", "include_combined": f"Field_A/{POINTING}",
+             "include_calibrations": "Field_A/calibrations/SCIENCE"}  # fmt: skip
+
+    def left():
+        return {part: {p.name for p in (run.reduced / folder).glob("*.fits")} for part, folder in place.items()}
+
+    there = left()
+    assert f"Field_A/{A1}/PIXTABLE_OBJECT_0001-01.fits" in made(run.reduced) and all(there.values())
+    fake.forget()
+    for part in PARTS:
+        result = run(cleanup={"execute": True, part: True})
+        there[part] = {"DATACUBE_FINAL.fits", "IMAGE_FOV_0001.fits"} if part == "include_combined" else set()
+        assert left() == there
+        assert [f.path.name for f in result.products("DATACUBE_FINAL")] == ["DATACUBE_FINAL.fits"]
+    names = made(run.reduced)
+    assert f"Field_A/{A1}/DATACUBE_FINAL_wosky.fits" in names
+    assert f"Field_A/{A1}/PIXTABLE_OBJECT_0001-01.fits" not in names
+    assert not fake.calls()
     assert made(nights) == before
 
 
 def test_what_was_removed_is_made_again_if_it_is_needed(run, fake):
-    everything = {"execute": True, **dict.fromkeys(PARTS, True)}
-    run(cleanup=everything)
-    left = made(run.reduced)
-    fake.forget()
-    result = run(cleanup=everything)
-    assert not fake.calls() and made(run.reduced) == left
-    assert [f.path.name for f in result.products("DATACUBE_FINAL")] == ["DATACUBE_FINAL.fits"]
-    # one parameter: what depends on it, and what this needs
     keys = {"cleanup": {"execute": True, "include_std": True, "include_calibrations": True}}
-    shutil.rmtree(run.reduced)
     run(**keys)
     fake.forget()
     run(exp_combine={"weight": "none"}, **keys)
@@ -252,17 +252,8 @@ def test_what_was_removed_is_made_again_if_it_is_needed(run, fake):
     run(exp_combine={"weight": "none"}, sci_post={"rvcorr": "geo"}, **keys)
     recipes = Counter(c["recipe"] for c in fake.calls())
     assert recipes["muse_scipost"] == 2 and recipes["muse_bias"] == recipes["muse_standard"] == 1
-    from musedask.workflow.status import find_status
-
     plan = run(plan=True, exp_combine={"weight": "none"}, sci_post={"rvcorr": "geo"}, **keys)
     assert {s.status for s in find_status(plan)} == {"done"}
-
-
-def test_no_cleanup_unless_wanted(run):
-    run(cleanup=dict.fromkeys(PARTS, True))
-    assert f"Field_A/{A1}/PIXTABLE_OBJECT_0001-01.fits" in made(run.reduced)
-    plan = run(plan=True)
-    assert cleanup(plan, plan.state, {"include_std"}) == 5
 
 
 # --- other ways to the cube
@@ -292,15 +283,26 @@ def test_modified_sky(run):
     assert not result.outcome.failures
 
 
-def test_without_correction_of_velocity(run, fake):
-    run(global_={"withrvcorr": False})
+def test_copies_and_merged_products(run, fake):
+    """And all parameters arrive; without correction of velocities the names are others."""
+    run(
+        global_={"withrvcorr": False}, musedask={"collect": "copy", "merge": True, "ifus": [1, 2]},
+        parameters={"flat": {"edgefrac": 0.4}}, sci_basic={"esorex_kwargs": "--crop=false"},
+    )  # fmt: skip
     found = made(run.reduced / "Field_A")
     kinds = ("DATACUBE_FINAL", "IMAGE_FOV_0001", "PIXTABLE_REDUCED_0001")
     assert {f"{A1}/{n}_wskynorvcorr.fits" for n in kinds} <= found
-    assert "020000-330000_0300/withsky_withoutrvcorr/DATACUBE_FINAL.fits" in found
-    assert "020000-330000_0300/withsky_withoutrvcorr/DATACUBE_FINAL_Field_A_0300_000_00.fits" in found
+    place = "020000-330000_0300/withsky_withoutrvcorr"
+    assert {f"{place}/DATACUBE_FINAL.fits", f"{place}/DATACUBE_FINAL_Field_A_0300_000_00.fits"} <= found
+    one = run.reduced / f"Field_A/{A1}/DATACUBE_FINAL_wskynorvcorr.fits"
+    other = run.reduced / f"Field_A/{place}/DATACUBE_FINAL_Field_A_0300_000_00.fits"
+    assert one.read_bytes() == other.read_bytes() and not one.samefile(other)
+    names = ("MASTER_BIAS.fits", "MASTER_BIAS-01.fits", "WAVECAL_TABLE.fits", "LSF_PROFILE.fits")
+    assert {f"calibrations/SCIENCE/{name}" for name in names} <= found
     options = [c["options"] for c in fake.calls("muse_scipost")]
     assert [(o["rvcorr"], o["skymethod"]) for o in options] == [("none", "none")] * 2
+    assert {c["options"]["edgefrac"] for c in fake.calls("muse_flat")} == {"0.4"}
+    assert {c["options"]["crop"] for c in fake.calls("muse_scibasic")} == {"false"}
 
 
 def test_autocalibration_of_the_user(run, fake):
@@ -328,15 +330,6 @@ def test_a_single_exposure(run, fake):
     assert [f.path for f in result.products("DATACUBE_FINAL")] == [folder / "DATACUBE_FINAL.fits"]
 
 
-def test_copies_and_merged_products(run):
-    run(musedask={"collect": "copy", "merge": True, "ifus": [1, 2]})
-    one = run.reduced / f"Field_A/{A1}/DATACUBE_FINAL_wosky.fits"
-    other = run.reduced / f"Field_A/{POINTING}/DATACUBE_FINAL_Field_A_0300_000_00.fits"
-    assert one.read_bytes() == other.read_bytes() and not one.samefile(other)
-    here = made(run.reduced / "Field_A/calibrations/SCIENCE")
-    assert {"MASTER_BIAS.fits", "MASTER_BIAS-01.fits", "WAVECAL_TABLE.fits", "LSF_PROFILE.fits"} <= here
-
-
 def test_masters_of_the_archive(run, nights, fake, tmp_path):
     folder = tmp_path / "archive"
     shutil.copytree(nights / "raw", folder / "raw", copy_function=lambda a, b: Path(b).hardlink_to(a))
@@ -348,13 +341,6 @@ def test_masters_of_the_archive(run, nights, fake, tmp_path):
     assert {"muse_scibasic", "muse_standard", "muse_create_sky", "muse_scipost", "muse_exp_combine"} <= recipes
     for call in fake.calls("muse_scibasic"):
         assert {"MASTER_BIAS", "MASTER_DARK", "MASTER_FLAT", "TWILIGHT_CUBE"} <= {tag for _, tag in call["frames"]}
-
-
-def test_parameters_arrive(run, fake):
-    options = {"last": "sci_basic"}
-    run(parameters={"flat": {"edgefrac": 0.4}}, sci_basic={"esorex_kwargs": "--crop=false"}, options=options)
-    assert {c["options"]["edgefrac"] for c in fake.calls("muse_flat")} == {"0.4"}
-    assert {c["options"]["crop"] for c in fake.calls("muse_scibasic")} == {"false"}
 
 
 # --- what the user edits
@@ -464,15 +450,17 @@ def test_steps_that_are_switched_off(run, fake):
         run(options={"first": "exp_align"})
 
 
-def test_forced_steps(run, fake):
-    run()
-    fake.forget()
-    result = run(options={"force": ["sky"]})
+def test_forced_steps(finished, nights):
+    result, fake = finished
+    root = result.plan.reduced.parent
+    config = sections(nights, root, fake.path, calibration={"dark": True}, musedask={"ifus": [1, 2]})
+    n = len(fake.calls())
+    again = reduce(config, force=["sky"])
     # what it makes is the same as before, so that nothing else is to be done
-    assert [c["recipe"] for c in fake.calls()] == ["muse_create_sky"]
-    assert {d.reason for d in result.outcome.done.values() if not d.reused} <= {"it is to be repeated"}
+    assert [c["recipe"] for c in fake.calls()[n:]] == ["muse_create_sky"] * 2
+    assert {d.reason for d in again.outcome.done.values() if not d.reused} == {"it is to be repeated"}
     with pytest.raises(InputError, match="step 'skies' found, expected one of bias"):
-        run(options={"force": ["skies"]})
+        reduce(config, force=["skies"])
 
 
 def test_nothing_to_do(run):
@@ -482,13 +470,14 @@ def test_nothing_to_do(run):
         run(**off)
 
 
-@pytest.mark.parametrize("kind", ["stop", "drop"])
-def test_without_an_ifu(run, fake, kind):
+def test_without_an_ifu(run, fake):
     fake.fault("fail", "muse_scibasic", 2)
-    with pytest.raises(RecipeError):
-        run(musedask={"ifus": [1, 2], "on_failed_ifu": kind})
     cube = run.reduced / f"Field_A/{POINTING}/DATACUBE_FINAL.fits"
-    assert cube.exists() == (kind == "drop")
+    for kind in ("stop", "drop"):
+        assert not fake.calls("muse_scipost") and not cube.exists()
+        with pytest.raises(RecipeError, match="sci_basic_object, IFU 2"):
+            run(musedask={"ifus": [1, 2], "on_failed_ifu": kind})
+    assert cube.exists()
     for call in fake.calls("muse_scipost"):
         names = [Path(p).name for p, tag in call["frames"] if tag == "PIXTABLE_OBJECT"]
         assert names == ["PIXTABLE_OBJECT_0001-01.fits"]
