@@ -191,6 +191,7 @@ class _Builder:
         self._engine = engine
         self._ifus = tuple(ifus) if ifus is not None else None
         self._made: dict[tuple[Any, ...], Step] = {}
+        self._keys: dict[tuple[str, str, str], tuple[Any, ...]] = {}
         self._linked: set[tuple[str, str]] = set()
         self._by_group = {e.group.id: e for e in exposures}
         self._nights: dict[Path, date] = {}
@@ -224,7 +225,7 @@ class _Builder:
         config = self.config(ob)
         chain = {"twilight": "TWILIGHT", "dark": "DARK"}.get(name, chain)
         values = self.values(name, group, config)
-        key = (name, group.id, tuple(sorted((k, str(v)) for k, v in values.items())))
+        key = self._key(name, group, ob)
         step = self._made.get(key)
         if step is not None:
             self._link(step, ob, chain)
@@ -239,6 +240,24 @@ class _Builder:
         )
         self._made[key] = step
         return step
+
+    def _key(self, name: str, group: Group, ob: str) -> tuple[Any, ...]:
+        """Equal for what may be shared: the same frames and parameters, here and in all that it is made with."""
+        place = (name, group.id, ob)
+        if place not in self._keys:
+            config, needs = self.config(ob), []
+            names = {"std_flux": ("std_basic", name), "astrometry": ("std_basic", name)}.get(name, (name,))
+            for tag in dict.fromkeys(i.tag for n in names for i in get_recipe(RECIPES[n]).inputs):
+                choice = self._choice(group, tag)
+                if tag in _WITHOUT.get(name, ()) or (tag == "MASTER_DARK" and not config.calibration.dark):
+                    continue
+                if choice is None and name == "lsf" and tag == "WAVECAL_TABLE":
+                    needs.append(self._key("wavecal", group, ob))
+                elif choice is not None and choice.group is not None and tag in MADE_BY:
+                    needs.append((tag, self._key(MADE_BY[tag], choice.group, ob)))
+            values = [(n, sorted((k, str(v)) for k, v in self.values(n, group, config).items())) for n in names]
+            self._keys[place] = (name, group.id, str(values), tuple(needs))
+        return self._keys[place]
 
     def _calibrations(self, name: str, group: Group, ob: str, chain: str) -> list[Ref]:
         """What a step needs beside its raw frames."""

@@ -157,6 +157,8 @@ def test_darks(plan):
     p = plan(obs={"Field-B": {"calibration": {"dark": True}}})
     users = {s.ob for s in p.graph if any(r.tag == "MASTER_DARK" for r in s.inputs) and s.recipe is not None}
     assert users == {"Field-B"}
+    assert tags(p, "Field-B/calibrations/SCIENCE/flat")["MASTER_DARK"] == 1
+    assert not tags(p, "Field_A/calibrations/SCIENCE/flat")["MASTER_DARK"]
 
 
 EXECUTE = [
@@ -598,6 +600,15 @@ def test_calibrations_with_other_parameters_are_made_again(plan):
         "Field-B/calibrations/SCIENCE/MASTER_FLAT-01.fits"
     ]
     assert p.graph["Field-B/calibrations/SCIENCE/bias"].operation == "link"
+    # and so is all that is made with them
+    made = {s.name for s in p.graph if s.recipe is not None and "Field-B/calibrations/SCIENCE/" in s.id}
+    assert made == {"flat", "wavecal", "lsf"}
+    assert p.graph["Field-B/calibrations/TWILIGHT/twilight"].recipe is not None
+    assert p.graph["Field-B/std/std_flux"].recipe is not None
+    p = plan(obs={"Field-B": {"std_flux": {"esorex_kwargs": "--select=distance"}}})
+    made = {s.name for s in p.graph if s.recipe is not None and s.id.startswith(("Field-B/cal", "Field-B/std/"))}
+    assert made == {"bias", "flat", "wavecal", "lsf", "twilight", "std_basic", "std_flux"}
+    assert all("_2018" in s.id for s in p.graph if s.ob == "Field-B" and s.recipe is not None and s.name == "bias")
 
 
 def test_one_cube_of_blocks_with_other_settings(plan, caplog):
