@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 from collections.abc import Sequence
@@ -38,6 +39,8 @@ log = logging.getLogger("musedask")
 
 #: which static calibrations the last run used, in the folder of the state
 _STATICS = "statics.json"
+#: contents of the lists as they were written, likewise
+_LISTS = "lists.json"
 #: exposure times that differ by less are equal [s]
 _SAME_TIME = 0.5
 
@@ -100,11 +103,24 @@ class Sorted:
         """Write the lists of the exposures; those that a user has changed stay, with a warning."""
         from ..errors import OutputExistsError
 
+        note = self.reduced / FOLDER / _LISTS
+        written: dict[str, str] = {}
+        with contextlib.suppress(OSError, ValueError):
+            written = json.loads(note.read_text())
+        # those of an earlier run with another configuration may be replaced
+        own = all(written.get(str(path)) == _digest(path) for path in find_lists(self.reduced))
         try:
-            return write_lists(self.associations, self.ids, self.folders, self.reduced)
+            lists = write_lists(self.associations, self.ids, self.folders, self.reduced, overwrite=own)
         except OutputExistsError as error:
             log.warning("%s; they are not used: set global.auto_sort_data to false for that", error)
             return []
+        with atomic_path(note, overwrite=True) as part:
+            part.write_text(json.dumps({**written, **{str(path): _digest(path) for path in lists}}, indent=1))
+        return lists
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def sort_raw(config: Config) -> Sorted:

@@ -399,10 +399,25 @@ def test_edited_sets_of_frames(run, fake):
         run(**keep)
 
 
+def test_lists_of_earlier_runs(run, caplog):
+    """They are replaced, unless somebody has edited them."""
+    path = run.reduced / f"Field_A/{A1}_SCI.list"
+    (run.reduced / ".musedask").mkdir(parents=True)
+    plan = run(plan=True)
+    assert path in plan.sorted.write_lists()
+    changed = run(plan=True, musedask={"association": {"exclude": ["MUSE.2018-11-09T00:29*"]}})
+    before = path.read_text()
+    assert path in changed.sorted.write_lists() and path.read_text() != before
+    path.write_text(path.read_text() + "# mine\n")
+    assert plan.sorted.write_lists() == [] and path.read_text().endswith("# mine\n")
+    assert "they are not used: set global.auto_sort_data to false for that" in caplog.text
+
+
 def test_edited_lists(run):
     with pytest.raises(InputError, match=r"no lists \(\*_SCI\.list\) found there; global\.auto_sort_data is false"):
         run(global_={"auto_sort_data": False}, plan=True)
     plan = run(plan=True, options={"last": "bias"})
+    (run.reduced / ".musedask").mkdir(parents=True)
     plan.sorted.write_lists()
     path = run.reduced / f"Field_A/{A1}_SCI.list"
     lines = path.read_text().splitlines()
