@@ -421,15 +421,12 @@ class Run:
                 # those that are less urgent wait as well, or a large one would never come
                 return
             ready.remove(node)
-            slots = 1
-            if step.recipe is not None and not step.ifus and self.client is None:
-                # a recipe for all IFUs has threads of its own
-                slots = max(1, (self._slots - used) // max(1, min(len(ready) + 1, self._slots - used)))
-            if step.operation == "mosaic":
-                slots = self._slots
+            # a recipe for all IFUs has threads of its own, but they are seldom all at work: others may start beside it
+            threads = max(1, self._slots - used) if step.recipe is not None and not step.ifus else 1
+            slots = self._slots if step.operation == "mosaic" else 1
             self._running[node] = (slots, memory, time.monotonic())
             try:
-                job = self.job(node, self.settings.threads or slots)
+                job = self.job(node, self.settings.threads or threads)
                 step.folder.mkdir(parents=True, exist_ok=True)
                 if step.recipe is not None:
                     self._write_sof(step)
