@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from musedask.errors import InputError
+from musedask.workflow.classify import scan
 from musedask.workflow.graph import RECIPES
 from musedask.workflow.reduce import plan_reduction
 from musedask.workflow.steps import STEPS, Node
@@ -19,14 +20,30 @@ B1, B2 = "020400-330000_0300_000_00", "020400-325959_0300_090_00"
 POINTING = "020000-330000_0300/withoutsky_withrvcorr"
 
 
+@pytest.fixture(scope="module")
+def headers(nights, tmp_path_factory):
+    """What is remembered of the headers of the two nights, which saves time."""
+    path = tmp_path_factory.mktemp("headers") / "headers.json"
+    scan(nights / "raw", cache=path)
+    return path
+
+
 @pytest.fixture
-def plan(nights, tmp_path):
+def plan(nights, headers, tmp_path):
     """Plan a reduction of the two nights with some other keys."""
+    (tmp_path / "reduced/.musedask").mkdir(parents=True)
+    shutil.copy(headers, tmp_path / "reduced/.musedask")
 
     def make(folder=nights, *, first=None, last=None, **more):
         return plan_reduction(sections(folder, tmp_path, **more), first=first, last=last)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def whole(nights, tmp_path_factory):
+    """The plan with all defaults."""
+    return plan_reduction(sections(nights, tmp_path_factory.mktemp("whole")))
 
 
 def frames(plan, step):
@@ -94,9 +111,9 @@ def test_frames_of_each_step(plan):
     }
 
 
-def test_parameters_of_each_step(plan):
+def test_parameters_of_each_step(whole):
     """The options that MUSEreduce gives, but for products that nobody asked for."""
-    p = plan()
+    p = whole
     values = {s.name: dict(s.values) for s in p.graph if s.recipe is not None}
     assert values == {
         "bias": {}, "flat": {"samples": True}, "wavecal": {"residuals": True}, "lsf": {}, "twilight": {},
@@ -109,9 +126,9 @@ def test_parameters_of_each_step(plan):
     }  # fmt: skip
 
 
-def test_calibrations_are_made_once(plan):
+def test_calibrations_are_made_once(whole):
     """Both blocks use those of the first night; the second exposure of the second one those of its own."""
-    p = plan()
+    p = whole
     bias = [s for s in p.graph if s.name == "bias" and s.recipe is not None]
     assert [s.id for s in bias] == [
         "Field_A/calibrations/SCIENCE/bias", "Field-B/calibrations/SCIENCE_2018-11-09/bias"
@@ -138,8 +155,8 @@ def test_each_step_depends_on_what_it_needs(plan):
     assert Node("Field_A/calibrations/SCIENCE/flat", 1) in twilight and len(twilight) == 6
 
 
-def test_illumination_is_the_nearest(plan):
-    p = plan()
+def test_illumination_is_the_nearest(whole):
+    p = whole
     assert of_tag(p, f"Field_A/{A1}/sci_basic_object", "ILLUM") == ["MUSE.2018-11-09T00:29:50.979.fits"]
     assert of_tag(p, "Field_A/std/sci_basic_std", "ILLUM") == ["MUSE.2018-11-09T00:00:13.443.fits"]
 
@@ -172,13 +189,12 @@ EXECUTE = [
 
 
 @pytest.mark.parametrize(("section", "key", "off"), EXECUTE)
-def test_execute_switches(plan, section, key, off):
+def test_execute_switches(plan, whole, section, key, off):
     p = plan(**{section: {key: False}})
     assert names(p, active=False) == off
     assert not names(p, active=True) & off
     assert not any(p.graph[n.step].name in off for n in p.graph.nodes())
     # what comes later waits for nothing, and takes the same files
-    whole = plan()
     for step in p.graph:
         assert frames(p, step.id) == frames(whole, step.id)
 
@@ -233,7 +249,7 @@ _SETS = {
 
 
 @pytest.mark.parametrize(("section", "key", "step"), OPTIONS)
-def test_options_of_esorex(plan, section, key, step):
+def test_options_of_esorex(plan, whole, section, key, step):
     name, _, text = _SETS[step].removeprefix("--").partition("=")
     p = plan(**{section: {key: _SETS[step], **({"dark": True} if step == "dark" else {})}})
     recipe = RECIPES[step]
@@ -243,9 +259,7 @@ def test_options_of_esorex(plan, section, key, step):
             assert str(s.values[name]).lower() == text or float(s.values[name]) == float(text), s.id
         elif s.recipe is not None:
             assert str(s.values.get(name, "")).lower() != text
-    # nothing, in any spelling
-    default = plan(**{section: {key: "none", **({"dark": True} if step == "dark" else {})}})
-    assert all(name not in s.values for s in default.graph if s.recipe is not None and s.recipe.name == recipe)
+    assert all(name not in s.values for s in whole.graph if s.recipe is not None and s.recipe.name == recipe)
 
 
 def test_parameters_by_name(plan):
