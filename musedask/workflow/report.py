@@ -76,8 +76,10 @@ def final_products(graph: Graph, outcome: Outcome) -> list[Path]:
     for name in ("exp_combine", "sci_post"):
         found = [
             Path(f.path)
-            for node, d in outcome.done.items()
-            if d.ok and graph[node.step].name == name
+            for step in graph
+            if step.name == name
+            for d in (outcome.done[node] for node in step.nodes if node in outcome.done)
+            if d.ok
             for f in d.record.products
             if f.tag == "DATACUBE_FINAL"
         ]

@@ -522,16 +522,19 @@ class Run:
                     record = None if other.active else self.state.record(n)
                 if record is not None and record.ok:
                     found += [f for f in record.products if f.tag == ref.category]
-            if not other.active and not found:
-                paths = [p for p in other.product_paths(ref.category, node.ifu) if p.exists()]
-                frames += [Frame(path, ref.tag) for path in paths]
-                if not paths:
-                    expected = other.product_paths(ref.category, node.ifu)[0]
+            if not other.active:
+                # it may have been made elsewhere, or removed
+                paths = [Path(f.path) for f in found] or other.product_paths(ref.category, node.ifu)
+                gone = [path for path in paths if not path.exists()]
+                if gone and _is_needed(step, ref.tag):
                     raise InputError(
-                        f"{expected}: no such file; {other.name} is not among the steps to be done, and there is no "
+                        f"{gone[0]}: no such file; {other.name} is not among the steps to be done, and there is no "
                         f"{ref.category} of it for {node}"
                     )
-            elif not found and _is_needed(step, ref.tag):
+                frames += [Frame(path, ref.tag) for path in paths if path not in gone]
+                known += found
+                continue
+            if not found and _is_needed(step, ref.tag):
                 raise InputError(f"{other.id} made no {ref.category}, which {node} needs")
             known += found
             frames += [Frame(Path(f.path), ref.tag) for f in found]
