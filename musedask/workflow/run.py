@@ -526,7 +526,7 @@ class Run:
                 # it may have been made elsewhere, or removed
                 paths = [Path(f.path) for f in found] or other.product_paths(ref.category, node.ifu)
                 gone = [path for path in paths if not path.exists()]
-                if gone and _is_needed(step, ref.tag):
+                if gone and (_is_needed(step, ref.tag) or _is_always_made(other, ref.category)):
                     raise InputError(
                         f"{gone[0]}: no such file; {other.name} is not among the steps to be done, and there is no "
                         f"{ref.category} of it for {node}"
@@ -634,6 +634,10 @@ _TYPICAL_SIZE = 400_000_000
 def _is_needed(step: Step, tag: str) -> bool:
     found = None if step.recipe is None else step.recipe.input(tag)
     return found is None or found.minimum > 0
+
+
+def _is_always_made(step: Step, category: str) -> bool:
+    return step.recipe is None or step.recipe.product(category).expected(step.recipe.resolve(step.values)) is True
 
 
 def write_step_sof(graph: Graph, step: Step) -> Path:
