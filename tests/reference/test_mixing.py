@@ -125,8 +125,9 @@ def test_engines_mix(night):
         assert np.abs(ours["xpos"][i] - reference["xpos"][j]).max() < 0.003
         same = ours["dq"][i] == reference["dq"][j]
         assert same.mean() > 0.9999
-        scale = np.sqrt(reference["stat"][j][same])
-        assert np.abs(ours["data"][i][same] - reference["data"][j][same]).max() < 0.01 * np.median(scale)
+        # of each pixel: single precision is coarse for hot ones
+        scale = np.sqrt(np.maximum(reference["stat"][j][same].astype(float), 1e-18))
+        assert (np.abs(ours["data"][i][same] - reference["data"][j][same]) / scale).max() < 0.001
 
 
 def test_native_recipes_take_masters_of_the_reference(night):
