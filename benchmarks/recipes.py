@@ -89,7 +89,9 @@ def native(recipe: str, sof: Path, folder: Path, nifu: int, cores: Sequence[int]
     """One call of musedask."""
     command = [
         sys.executable, "-m", "musedask", "recipe", "run", recipe, str(sof), "--engine", "native", "--nifu", str(nifu),
-        "--output-dir", str(folder), "--n-workers", str(len(cores)),
+        "--output-dir", str(folder),
+        # for several IFUs tasks of Dask, on a process for each core
+        *(["--n-workers", "1"] if nifu > 0 else ["--cluster", f"local:{len(cores)}"]),
     ]  # fmt: skip
     return run(command, folder, cores)
 

@@ -164,7 +164,7 @@ def spared(plan: Plan) -> tuple[Graph, dict[Node, CallRecord]]:
             continue
         needed |= {name for name in parents if not search.is_whole(plan.graph[name])}
         needed |= {name for name in parents if not search.is_unchanged(plan.graph[name])}
-    graph = Graph(replace(s, active=s.active and s.id not in off) for s in plan.graph)
+    graph = Graph((replace(s, active=s.active and s.id not in off) for s in plan.graph), plan.graph.refused)
     records = {node: search.records[node] for name in off for node in plan.graph[name].nodes}
     return graph, {node: record for node, record in records.items() if record is not None}
 

@@ -136,15 +136,27 @@ def build_graph(
     Raises
     ------
     InputError
-        If a step is unknown, or a calibration that an exposure cannot do without is missing.
+        If a step is unknown, or no exposure has all calibrations that it cannot do without; if some have, the others
+        are in `Graph.refused`.
     """
     builder = _Builder(associations, exposures, config, reduced, engine, ifus)
     builder.active = wanted_steps(config, first, last)
     for exposure in exposures:
-        builder.exposure(exposure)
+        builder.try_exposure(exposure)
+    refused = builder.graph.refused
+    if refused and all(_label(e) in refused for e in exposures if e.group.tag == "OBJECT"):
+        raise InputError("\n".join(dict.fromkeys(refused.values())))
     for pointing in pointings:
-        builder.pointing(pointing)
+        lost = [_label(e) for e in pointing.exposures if _label(e) in refused]
+        if lost:
+            refused[f"{pointing.parent}/{pointing.name}"] = f"for want of {', '.join(lost)}"
+        else:
+            builder.pointing(pointing)
     return builder.graph
+
+
+def _label(exposure: Exposure) -> str:
+    return f"{exposure.ob}/{exposure.id}"
 
 
 def wanted_steps(config: Config, first: str | None, last: str | None) -> frozenset[str]:
@@ -332,6 +344,19 @@ class _Builder:
         )  # fmt: skip
 
     # --- exposures
+
+    def try_exposure(self, exposure: Exposure) -> None:
+        """All steps of one exposure, or none if it lacks a calibration: others go on without it."""
+        names = ("_made", "_keys", "_linked", "_nights")
+        before = {name: getattr(self, name).copy() for name in names}
+        steps = dict(self.graph.steps)
+        try:
+            self.exposure(exposure)
+        except InputError as error:
+            self.graph.steps = steps
+            for name, value in before.items():
+                setattr(self, name, value)
+            self.graph.refused[_label(exposure)] = str(error)
 
     def exposure(self, exposure: Exposure) -> None:
         """All steps of one exposure up to muse_scipost; of one of sky up to muse_create_sky."""

@@ -71,6 +71,7 @@ class Plan:
             for node in step.nodes:
                 frames |= dict.fromkeys(self.graph.frames(node))
             lines += [f"    {path} {tag}" for path, tag in frames]
+        lines += [f"not possible: {label}: {reason}" for label, reason in self.graph.refused.items()]
         n = len(self.graph.nodes())
         lines.append(f"{sum(s.active for s in self.graph)} steps, {n} calls, products in {self.reduced}")
         return "\n".join(lines)
@@ -171,13 +172,14 @@ def reduce(
     Raises
     ------
     InputError
-        If configuration or data are wrong, or an exposure lacks a calibration that it cannot do without.
+        If configuration or data are wrong, or no exposure has all calibrations that it cannot do without.
     PlanError
         If a call cannot keep to the memory limit.
     StoreError
         If another run is at work in the folder.
     RecipeError
-        If calls failed; all that does not depend on them is done then, see `RecipeError.result`.
+        If calls failed or exposures lack a calibration; all that does not depend on them is done then, see
+        `RecipeError.result`.
     """
     client = compute.resolve_client(client)
     plan = plan_reduction(
@@ -247,6 +249,8 @@ def execute(plan: Plan, client: Client | None = None) -> Reduction:
             f"{plan.reduced}: there is nothing to do: no science exposure is selected, or all steps are switched off"
         )
     run.check()
+    for label, reason in graph.refused.items():
+        log.warning("%s is not possible: %s", label, reason)
     with state.locked():
         log.info(
             "%d steps, %d calls, %s", sum(s.active for s in plan.graph), len(plan.graph.nodes()), _where(plan, client)
@@ -261,10 +265,10 @@ def execute(plan: Plan, client: Client | None = None) -> Reduction:
             # of what was removed there is an earlier one
             reduction.files = write_report(plan.reduced / "report", plan.graph, outcome)
         outcome.done |= {node: Done(node, record, reused=True) for node, record in before.items()}
-        if plan.config.cleanup.execute and not outcome.failures:
+        if plan.config.cleanup.execute and not (outcome.failures or graph.refused):
             cleanup(plan, state)
     text = reduction.summary()
-    if outcome.failures:
+    if outcome.failures or graph.refused:
         raise RecipeError(text, reduction)
     log.info("%s", text)
     return reduction

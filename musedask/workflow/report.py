@@ -32,6 +32,7 @@ def summary(graph: Graph, outcome: Outcome, *, most: int = 20) -> str:
     for failed in outcome.failures:
         where = f" (log {failed.record.log})" if failed.record.log else ""
         lines.append(f"  failed: {failed.node}: {failed.record.reason}{where}")
+    lines += [f"  not possible: {label}: {reason}" for label, reason in graph.refused.items()]
     # exposures tell more than single calls
     blocked: dict[str, dict[str, None]] = {}
     for node, causes in outcome.blocked.items():

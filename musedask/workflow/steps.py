@@ -145,6 +145,8 @@ class Graph:
     ----------
     steps : iterable of Step
         In an order in which they can be done.
+    refused : mapping of str to str, optional
+        Exposures and pointings that cannot be done, with the reasons.
 
     Raises
     ------
@@ -152,8 +154,9 @@ class Graph:
         If two have the same id, or one needs another that comes later or does not exist.
     """
 
-    def __init__(self, steps: Iterable[Step] = ()) -> None:
+    def __init__(self, steps: Iterable[Step] = (), refused: Mapping[str, str] | None = None) -> None:
         self.steps: dict[str, Step] = {}
+        self.refused: dict[str, str] = dict(refused or {})
         for step in steps:
             self.add(step)
 

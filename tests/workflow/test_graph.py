@@ -715,3 +715,16 @@ def test_blocks_in_folders_of_old(plan, nights, tmp_path):
     shutil.copytree(nights / "raw", tmp_path / "n/raw/mine", copy_function=lambda a, b: Path(b).hardlink_to(a))
     (tmp_path / "n/static").symlink_to(nights / "static")
     assert exposures(plan(tmp_path / "n", global_={"OB": "mine"})) == {A1, A2, B1, B2}
+
+
+def test_an_exposure_without_a_calibration(plan):
+    """The others go on; what is combined of it does not."""
+    rules = {"overrides": [{"category": "FLAT", "files": [], "obs": ["Field-B"]}]}
+    p = plan(musedask={"association": rules})
+    assert {s.ob for s in p.graph} == {"Field_A"}
+    assert set(p.graph.refused) == {f"Field-B/{B1}", f"Field-B/{B2}", "Field-B/020400-330000_0300"}
+    assert "no MASTER_FLAT found, which muse_scibasic needs" in p.graph.refused[f"Field-B/{B1}"]
+    assert "for want of Field-B/" in p.graph.refused["Field-B/020400-330000_0300"]
+    assert f"not possible: Field-B/{B1}: " in p.describe()
+    with pytest.raises(InputError, match="no MASTER_FLAT found"):
+        plan(musedask={"association": rules}, global_={"OB_list": ["Field-B"]})

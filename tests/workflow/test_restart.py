@@ -176,3 +176,12 @@ def test_a_worker_that_dies(config, fake):
         thread.join()
         assert not run.outcome.failures
         assert len(fake.calls("muse_bias")) == 2
+
+
+def test_an_exposure_without_a_calibration(config, fake, tmp_path):
+    config["global"]["OB_list"] = []
+    config["musedask"]["association"] = {"overrides": [{"category": "FLAT", "files": [], "obs": ["Field-B"]}]}
+    with pytest.raises(RecipeError, match=r"not possible: Field-B/.*: no MASTER_FLAT found") as caught:
+        reduce(config)
+    run = caught.value.result
+    assert not run.outcome.failures and len(run.products("DATACUBE_FINAL")) == 1
