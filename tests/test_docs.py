@@ -95,7 +95,8 @@ def parse(command_line):
         if found is None:
             raise click.UsageError(f"no such command: {name!r}")
         command = found
-    command.make_context(command.name, arguments)
+    # with the names of the option for help, which a command keeps from the first time on
+    command.make_context(command.name, arguments, parent=click.Context(main, **main.context_settings))
 
 
 @pytest.fixture(scope="session")

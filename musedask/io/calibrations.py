@@ -303,6 +303,7 @@ def wavecal_hdu(table: WavecalTable, name: str | None = None) -> fits.BinTableHD
     hdu = bintable(columns, name)
     if not numbers.all():
         hdu.columns["SliceNo"].null = 0
+        hdu.header.set("TNULL1", 0, after="TUNIT1")
     return hdu
 
 

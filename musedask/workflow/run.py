@@ -366,6 +366,7 @@ class Run:
         started = time.monotonic()
         busy = full = 0.0
         last = started
+        self._sweep()
         self.state.note("begin", nodes=len(nodes), host=platform.node(), process=os.getpid())
         with _scratch(self.state, self.settings) as scratch, self._pool() as submit, compute.Progress(
             "reduce", len(nodes), estimate=self.seconds_left
@@ -396,6 +397,13 @@ class Run:
         self.outcome.busy = busy / full if full else 0.0
         self.state.note("end", failed=len(self.outcome.failures), blocked=len(self.outcome.blocked))
         return self.outcome
+
+    def _sweep(self) -> None:
+        """Remove files in the making that a killed run has left; nobody else is at work here."""
+        for folder in {step.folder for step in self.graph} | {self.state.folder, self.state.records}:
+            for path in folder.glob(".*.part"):
+                if path.is_file():
+                    path.unlink(missing_ok=True)
 
     def _next_event(self) -> tuple[Node, Any] | None:
         """The next result, None if there is none for a while, so that Ctrl-C is heard."""
