@@ -43,7 +43,6 @@ def reduce(config: Path, cluster: str | None, ifus: str | None, dry_run: bool, *
     from .compute import open_cluster
     from .workflow.config import load_config
     from .workflow.reduce import execute, plan_reduction
-    from .workflow.run import write_step_sof
 
     loaded = load_config(config)
     if ifus is not None:
@@ -54,9 +53,7 @@ def reduce(config: Path, cluster: str | None, ifus: str | None, dry_run: bool, *
     for line in plan.sorted.warnings():
         log.warning("%s", line)
     if dry_run:
-        for step in plan.graph:
-            if step.active and step.recipe is not None:
-                write_step_sof(plan.graph, step)
+        plan.write_sofs()
         click.echo(plan.describe())
         return
     with open_cluster(cluster or loaded.musedask.cluster, plan.settings.memory_limit) as client:

@@ -116,11 +116,6 @@ class Costs:
             cost.memory + cost.memory_per_raw * size.raws + cost.memory_per_byte * size.size,
         )
 
-    def learn_all(self, measured: Iterable[tuple[CallRecord, Size]]) -> None:
-        """Correct by many calls."""
-        for record, size in measured:
-            self.learn(record, size)
-
 
 def size_of(record: CallRecord, raw_tags: Iterable[str]) -> Size:
     """What a call took in."""

@@ -58,6 +58,12 @@ class Plan:
         """What has been done."""
         return State(self.reduced)
 
+    def write_sofs(self) -> None:
+        """Write the sets of frames of all steps to be done, with the names that products will have."""
+        for step in self.graph:
+            if step.active and step.recipe is not None:
+                write_step_sof(self.graph, step)
+
     def describe(self) -> str:
         """Text: each step with its folder, its recipe and parameters, its IFUs and frames."""
         lines = []
@@ -187,9 +193,7 @@ def reduce(
         memory_limit=memory_limit, ifus=ifus,
     )  # fmt: skip
     if dry_run:
-        for step in plan.graph:
-            if step.active and step.recipe is not None:
-                write_step_sof(plan.graph, step)
+        plan.write_sofs()
         return plan
     return execute(plan, client)
 

@@ -216,8 +216,7 @@ class Run:
     client : distributed.Client, optional
         None runs the calls in threads of this process.
     mosaic : callable, optional
-        Does a step with the operation ``mosaic``: called with the step, its frames, the client and the settings;
-        returns a record.
+        Does a step with the operation ``mosaic``: called with the job, the step, the client and the settings.
     """
 
     def __init__(
