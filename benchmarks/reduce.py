@@ -3,6 +3,7 @@
     python benchmarks/reduce.py [--work FOLDER] [--runs esorex,auto,steps] [--n-workers 2] [--small]
 
 Two observing blocks of two exposures, one of them over two nights, with sky, standard stars and all calibrations.
+With ``--runs esorex,killed`` it is also killed at five random moments, and compared with the run that was not.
 Told are: wall time of each, how busy the cores were, the ratio to the same recipes called one after the other with
 ``--nifu=-1`` (as MUSEreduce does), differences of the cubes in units of sigma, and how the measured calls would go for
 the whole instrument (24 IFUs) on more workers.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -93,6 +95,55 @@ def reduce(config: Path, name: str, engine: str, n_workers: int, limit: str, wor
     shutil.rmtree(work / name, ignore_errors=True)
     command = [sys.executable, "-m", "musedask", "reduce", str(config), "--engine", engine]
     return timed([*command, "--n-workers", str(n_workers), "--memory-limit", limit], work / f"{name}.log")
+
+
+def killed(config: Path, n_workers: int, limit: str, work: Path, expected: float) -> dict[str, float]:
+    """Run ``musedask reduce`` with esorex, kill it at five random moments, and let it end then."""
+    folder = work / "killed"
+    shutil.rmtree(folder, ignore_errors=True)
+    command = [sys.executable, "-m", "musedask", "reduce", str(config), "--engine", "esorex"]
+    command += ["--n-workers", str(n_workers), "--memory-limit", limit]
+    rng, wall = random.Random(7), 0.0
+    for i in range(5):
+        wait = rng.uniform(0.1, 0.3) * expected
+        wall += wait
+        with open(work / f"killed-{i}.log", "wb") as out:
+            process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
+            time.sleep(wait)
+            if process.poll() is not None:
+                raise SystemExit(f"it ended before it was killed, see {work}/killed-{i}.log")
+            process.kill()
+            process.wait()
+    used = timed(command, work / "killed.log")
+    used["wall"] += wall
+    events = [json.loads(line) for line in (folder / ".musedask/journal.jsonl").read_text().splitlines()]
+    ends: dict[tuple[str, int | None], int] = {}
+    again = 0
+    for event in events:
+        node = (event.get("step", ""), event.get("ifu"))
+        if event["event"] == "start":
+            again += node in ends
+        elif event["event"] == "done":
+            ends[node] = ends.get(node, 0) + 1
+    n = sum(e["event"] == "start" for e in events)
+    print(f"killed: five times; {len(ends)} calls, {n} starts, {again} of them of calls that had ended")
+    return used
+
+
+def differing(one: Path, other: Path) -> tuple[int, list[str]]:
+    """How many products there are, and those of which the data are not the same bit by bit."""
+    found, names = [], sorted(str(p.relative_to(one)) for p in one.rglob("*.fits") if ".musedask" not in p.parts)
+    for name in names:
+        with fits.open(one / name) as a, fits.open(other / name) as b:
+            same = len(a) == len(b)
+            for x, y in zip(a, b, strict=same):
+                if x.data is None or y.data is None:
+                    same &= x.data is y.data
+                else:
+                    same &= x.data.dtype == y.data.dtype and x.data.tobytes() == y.data.tobytes()
+        if not same:
+            found.append(name)
+    return len(names), found
 
 
 def step_by_step(config: Path, source: Path, folder: Path, work: Path) -> dict[str, float]:
@@ -212,6 +263,11 @@ def main() -> None:
         if name == "steps":
             base = configure(args.work, data, "esorex", args.small)
             found[name] = step_by_step(base, args.work / "esorex", args.work / name, args.work)
+        elif name == "killed":
+            found[name] = killed(config, args.n_workers, args.memory_limit, args.work, found["esorex"]["wall"])
+            n, others = differing(args.work / "esorex", args.work / name)
+            print(f"killed: {n} products, {len(others)} of them not those of the other run{': ' * bool(others)}"
+                  + ", ".join(others))
         elif args.reuse and (args.work / f"{name}-used.json").exists():
             found[name] = json.loads((args.work / f"{name}-used.json").read_text())
         else:
@@ -220,12 +276,12 @@ def main() -> None:
         used = found[name]
         print(f"{name}: {used['wall']:.1f} s, processors {used['cpu']:.1f} s: {used['cpu'] / used['wall']:.2f} cores, "
               f"peak memory {used['peak']:.2f} GB" + (f" of {args.memory_limit}" if name != "steps" else ""))
-        if name != "steps":
+        if name not in ("steps", "killed"):
             busy = busy_in_recipes(args.work / name, args.n_workers)
             print(f"{name}: cores busy in the recipe phases {100 * busy:.1f} %")
             replay_instrument(config, args.work / name, name)
     for name in runs:
-        if name != "steps" and "steps" in found:
+        if name not in ("steps", "killed") and "steps" in found:
             print(f"step by step / {name}: {found['steps']['wall'] / found[name]['wall']:.2f}")
     cubes = {name: sorted((args.work / name).glob("*/*/*/DATACUBE_FINAL.fits")) for name in runs}
     for name in runs[1:]:

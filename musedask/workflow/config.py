@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..recipe import Recipe
 from ..recipes import get_recipe
 from .config_file import Document, KeyPath, read_document, text_keys
-from .config_reading import OPTION_KEYS, STEP_RECIPES, Given, Reading
+from .config_reading import OPTION_KEYS, Given, Reading
 from .config_sections import (
     SECTIONS,
     Calibration,
@@ -36,6 +36,7 @@ from .config_sections import (
     keys_of,
 )
 from .esorex_options import parse_options
+from .steps import STEP_RECIPES
 
 log = logging.getLogger("musedask")
 

@@ -16,25 +16,8 @@ from .config_file import Document, KeyPath
 from .config_sections import SECTIONS, aliases, keys_of
 from .config_values import choices_of, values_text
 from .esorex_options import check_parameters
-from .steps import STEPS
+from .steps import STEP_RECIPES, STEPS
 
-#: recipe whose parameters are given under the name of a step
-STEP_RECIPES = {
-    "bias": "muse_bias",
-    "dark": "muse_dark",
-    "flat": "muse_flat",
-    "wavecal": "muse_wavecal",
-    "lsf": "muse_lsf",
-    "twilight": "muse_twilight",
-    "sci_basic": "muse_scibasic",
-    "std_basic": "muse_scibasic",
-    "std_flux": "muse_standard",
-    "astrometry": "muse_astrometry",
-    "sky": "muse_create_sky",
-    "sci_post": "muse_scipost",
-    "exp_align": "muse_exp_align",
-    "exp_combine": "muse_exp_combine",
-}
 #: where options of esorex for a recipe are
 OPTION_KEYS = {
     **{f"muse_{name}": ("calibration", f"esorex_kwargs_{name}")

@@ -11,7 +11,21 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from .config_values import Autocalib, Folder, Folders, Fraction, Ifus, NumbersText, Options, Saved, Size, Times, Words
+from .config_values import (
+    Autocalib,
+    Engine,
+    Engines,
+    Folder,
+    Folders,
+    Fraction,
+    Ifus,
+    NumbersText,
+    Options,
+    Saved,
+    Size,
+    Times,
+    Words,
+)
 
 #: files of the tests that show what keys do
 _GRAPH, _REDUCE, _RUN = (f"tests/workflow/test_{name}.py" for name in ("graph", "reduce", "run"))
@@ -380,10 +394,15 @@ class ExpCombine(Section):
 class Musedask(Section):
     """What MUSEreduce does not have."""
 
-    engine: Literal["auto", "esorex", "native"] = key(
+    engine: Engine = key(
         "auto", "What recipes run on: the reference pipeline, or native; `auto`: native where there is a native one.",
         acts="all recipes", test=f"{_GRAPH}::test_engine",
         per_ob=False,
+    )  # fmt: skip
+    engines: Engines = key(
+        dict, "Other engines for some steps or recipes, as `{flat: esorex, muse_wavecal: native}`; a step goes before "
+        "its recipe.", acts="all recipes; exp_combine: `musedask combine` unless esorex",
+        test=f"{_GRAPH}::test_engine_of_a_step", per_ob=False, values="steps or recipes, each with an engine",
     )  # fmt: skip
     raw: Folders = key(
         None, "Folders of raw data and archive masters, with all below them; null: `raw` in `rootpath`.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -12,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from ..compute import parse_bytes
 from ..errors import InputError
+from .steps import STEP_RECIPES
 
 #: IFUs of the instrument, as in .instrument, whose import would make this one slow
 _N_IFUS = 24
@@ -91,6 +93,16 @@ def _comma_list(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def _engines(value: Any) -> Any:
+    """Steps that have a recipe, and full names of recipes."""
+    for name in value if isinstance(value, dict) else ():
+        if name not in STEP_RECIPES and name not in STEP_RECIPES.values():
+            near = get_close_matches(str(name), [*STEP_RECIPES, *STEP_RECIPES.values()], n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(STEP_RECIPES)}"
+            raise ValueError(f"expected a step that has a recipe, or that recipe, not {name!r}; {hint}")
+    return {} if value is None else value
+
+
 Folder = Annotated[Path | None, BeforeValidator(_folder)]
 Folders = Annotated[tuple[Annotated[Path, BeforeValidator(_path)], ...] | None, BeforeValidator(_folders)]
 Words = Annotated[tuple[str, ...], BeforeValidator(_several)]
@@ -99,6 +111,8 @@ Options = Annotated[str | None, BeforeValidator(_nothing)]
 NumbersText = Annotated[str, BeforeValidator(_numbers_text)]
 Times = Annotated[tuple[Annotated[float, Field(gt=0)], ...], BeforeValidator(_times)]
 Ifus = Annotated[tuple[int, ...] | None, BeforeValidator(_ifus)]
+Engine = Literal["auto", "esorex", "native"]
+Engines = Annotated[dict[str, Engine], BeforeValidator(_engines)]
 Size = Annotated[str | None, BeforeValidator(_size)]
 Saved = Annotated[
     tuple[Literal["cube", "autocal", "raman", "skymodel", "individual", "positioned", "combined", "stacked"], ...],

@@ -21,7 +21,7 @@ from ..io.sof import Frame, read_sof
 from ..recipe import Recipe
 from ..recipes import get_recipe
 from .names import safe_name
-from .steps import STEPS, Graph, Ref, Step
+from .steps import STEP_RECIPES, STEPS, Graph, Ref, Step
 
 if TYPE_CHECKING:
     from .associate import Associations, Choice, Group
@@ -30,13 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("musedask")
 
-#: recipe of each step
-RECIPES: Mapping[str, str] = {
-    "bias": "muse_bias", "dark": "muse_dark", "flat": "muse_flat", "wavecal": "muse_wavecal", "lsf": "muse_lsf",
-    "twilight": "muse_twilight", "sci_basic": "muse_scibasic", "std_basic": "muse_scibasic",
-    "std_flux": "muse_standard", "astrometry": "muse_astrometry", "sky": "muse_create_sky", "sci_post": "muse_scipost",
-    "exp_align": "muse_exp_align", "exp_combine": "muse_exp_combine",
-}  # fmt: skip
 #: which step makes a calibration
 MADE_BY: Mapping[str, str] = {
     "MASTER_BIAS": "bias", "MASTER_DARK": "dark", "MASTER_FLAT": "flat", "TRACE_TABLE": "flat",
@@ -123,7 +116,7 @@ def build_graph(
     reduced : Path
         Folder of the reduction.
     engine : {"auto", "esorex", "native"}
-        Recipes that are not native run on esorex in any case.
+        Of the steps for which the configuration names none.  Recipes that are not native run on esorex in any case.
     first, last : str, optional
         Steps from and to which it goes; what comes before must be there.
     ifus : iterable of int, optional
@@ -244,7 +237,7 @@ class _Builder:
             return step
         if name in ("std_flux", "astrometry"):
             return self._of_star(name, key, group, ob, values)
-        recipe = get_recipe(RECIPES[name])
+        recipe = get_recipe(STEP_RECIPES[name])
         inputs = [Ref(group.tag, path=file.path) for file in group.frames]
         inputs += self._calibrations(name, group, ob, chain)
         step = self._add(
@@ -259,7 +252,7 @@ class _Builder:
         if place not in self._keys:
             config, needs = self.config(ob), []
             names = {"std_flux": ("std_basic", name), "astrometry": ("std_basic", name)}.get(name, (name,))
-            for tag in dict.fromkeys(i.tag for n in names for i in get_recipe(RECIPES[n]).inputs):
+            for tag in dict.fromkeys(i.tag for n in names for i in get_recipe(STEP_RECIPES[n]).inputs):
                 choice = self._choice(group, tag)
                 if tag in _WITHOUT.get(name, ()) or (tag == "MASTER_DARK" and not config.calibration.dark):
                     continue
@@ -273,7 +266,7 @@ class _Builder:
 
     def _calibrations(self, name: str, group: Group, ob: str, chain: str) -> list[Ref]:
         """What a step needs beside its raw frames."""
-        recipe, found = get_recipe(RECIPES[name]), []
+        recipe, found = get_recipe(STEP_RECIPES[name]), []
         without = _WITHOUT.get(name, ())
         for i in recipe.inputs:
             if i.tag == group.tag or i.tag in without or i.tag == "SKY":
@@ -293,7 +286,7 @@ class _Builder:
         reasons = [m.reason for m in self._associations.missing if (m.group, m.category) == (group.id, category)]
         names = ", ".join(f.path.name for f in group.frames[:2]) + (", ..." if len(group.frames) > 2 else "")
         raise InputError(
-            f"{names}: no {category} found, which {RECIPES[name]} needs" + (f": {reasons[0]}" if reasons else "")
+            f"{names}: no {category} found, which {STEP_RECIPES[name]} needs" + (f": {reasons[0]}" if reasons else "")
         )
 
     def _of_star(self, name: str, key: tuple[Any, ...], group: Group, ob: str, values: dict[str, Any]) -> Step:
@@ -309,7 +302,7 @@ class _Builder:
             ifus=self.ifus(recipe, group, inputs),
         )  # fmt: skip
         tag = f"PIXTABLE_{group.tag}"
-        more = [r for i in get_recipe(RECIPES[name]).inputs if i.tag != tag
+        more = [r for i in get_recipe(STEP_RECIPES[name]).inputs if i.tag != tag
                 for r in self.refs(group, i.tag, ob, "SCIENCE")]  # fmt: skip
         step = self._add(name, folder, [Ref(tag, step=tables.id), *more], values, ob=ob)
         self._made[key] = step
@@ -530,7 +523,7 @@ class _Builder:
         inputs = [Ref("PIXTABLE_REDUCED", step=collected_step.id), Ref("OFFSET_LIST", step=align.id)]
         inputs += self.refs(pointing.exposures[0].group, "FILTER_LIST", ob, "SCIENCE")
         inputs += self.refs(pointing.exposures[0].group, "OUTPUT_WCS", ob, "SCIENCE")
-        if self._engine == "esorex":
+        if self._engine_of("exp_combine") == "esorex":
             self._add("exp_combine", folder, inputs, values, ob=ob, pointing=label)
             return
         self._operation(
@@ -576,7 +569,7 @@ class _Builder:
             found = {"srcmin": config.exp_align.srcmin, "srcmax": config.exp_align.srcmax}
         elif name == "exp_combine":
             found = {"filter": "white", "save": "cube", "crsigma": 5.0, "weight": config.exp_combine.weight}
-        return {**found, **config.recipe_parameters(name, RECIPES[name])}
+        return {**found, **config.recipe_parameters(name, STEP_RECIPES[name])}
 
     def ifus(self, recipe: Recipe, group: Group, inputs: Sequence[Ref]) -> tuple[int, ...]:
         """IFUs that a step has nodes of."""
@@ -608,11 +601,11 @@ class _Builder:
         **more: Any,
     ) -> Step:
         stem = stem or _STEMS.get(name, name)
-        declared = get_recipe(recipe or RECIPES[name])
+        declared = get_recipe(recipe or STEP_RECIPES[name])
         declared.resolve(values)
         step = Step(
             self._id(folder, stem), name, folder, stem, tuple(inputs), declared, values=values, ifus=ifus, ob=ob,
-            engine=self._engine_of(declared.name), keep_sof=not self._creates_sof(name, self.config(ob)),
+            engine=self._engine_of(name, declared.name), keep_sof=not self._creates_sof(name, self.config(ob)),
             active=name in self.active, **more,
         )  # fmt: skip
         step = self.graph.add(self._honour_sof(step))
@@ -643,12 +636,16 @@ class _Builder:
             )
         )  # fmt: skip
 
-    def _engine_of(self, recipe: str) -> str:
+    def _engine_of(self, name: str, recipe: str | None = None) -> str:
+        """Engine of a step: what the configuration says of it, else of its recipe, else that of all."""
         from ..calib.registry import has_native
 
-        if self._engine == "native" and not has_native(recipe):
+        recipe = recipe or STEP_RECIPES[name]
+        own = self._config.musedask.engines
+        engine = own.get(name) or own.get(recipe) or self._engine
+        if engine == "native" and name != "exp_combine" and not has_native(recipe):
             return "esorex"
-        return self._engine
+        return engine
 
     def _creates_sof(self, name: str, config: Config) -> bool:
         if name in _CALIBRATIONS:

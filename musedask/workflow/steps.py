@@ -21,6 +21,13 @@ STEPS = (
     "bias", "dark", "flat", "wavecal", "lsf", "twilight", "sci_basic", "std_basic", "std_flux", "astrometry", "sky",
     "sci_post", "dither_collect", "exp_align", "exp_combine",
 )  # fmt: skip
+#: recipe of each step that has one; its parameters may be given under the name of the step
+STEP_RECIPES: Mapping[str, str] = {
+    "bias": "muse_bias", "dark": "muse_dark", "flat": "muse_flat", "wavecal": "muse_wavecal", "lsf": "muse_lsf",
+    "twilight": "muse_twilight", "sci_basic": "muse_scibasic", "std_basic": "muse_scibasic",
+    "std_flux": "muse_standard", "astrometry": "muse_astrometry", "sky": "muse_create_sky", "sci_post": "muse_scipost",
+    "exp_align": "muse_exp_align", "exp_combine": "muse_exp_combine",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

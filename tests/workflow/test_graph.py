@@ -1,16 +1,17 @@
 """From configuration to steps: what is done, with which frames and parameters, in which folders; nothing is run."""
 
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from musedask.calib.registry import has_native
 from musedask.errors import InputError
 from musedask.workflow.classify import scan
-from musedask.workflow.graph import RECIPES
 from musedask.workflow.reduce import plan_reduction
-from musedask.workflow.steps import STEPS, Node
+from musedask.workflow.steps import STEP_RECIPES, STEPS, Node
 
 from .fakes import sections, two_nights, write_masters
 
@@ -107,7 +108,7 @@ def test_frames_of_each_step(plan):
     assert tags(p, f"Field_A/{POINTING}/exp_combine") == {"PIXTABLE_REDUCED": 2, "OFFSET_LIST": 1, "FILTER_LIST": 1}
     assert names(p) == set(STEPS) - {"astrometry"}
     assert {s.name: s.recipe.name for s in p.graph if s.recipe} == {
-        k: v for k, v in RECIPES.items() if k != "astrometry"
+        k: v for k, v in STEP_RECIPES.items() if k != "astrometry"
     }
 
 
@@ -252,7 +253,7 @@ _SETS = {
 def test_options_of_esorex(plan, whole, section, key, step):
     name, _, text = _SETS[step].removeprefix("--").partition("=")
     p = plan(**{section: {key: _SETS[step], **({"dark": True} if step == "dark" else {})}})
-    recipe = RECIPES[step]
+    recipe = STEP_RECIPES[step]
     for s in p.graph:
         if s.recipe is not None and s.recipe.name == recipe:
             # also of standard stars
@@ -665,6 +666,25 @@ def test_engine(plan):
     p = plan()
     assert {s.engine for s in p.graph if s.recipe} == {"esorex"}
     assert p.graph[f"Field_A/{POINTING}/exp_combine"].recipe.name == "muse_exp_combine"
+
+
+def test_engine_of_a_step(plan):
+    p = plan(musedask={"engine": "native", "engines": {"flat": "esorex", "muse_bias": "auto", "exp_combine": "esorex"}})
+    found = {s.name: s.engine for s in p.graph if s.recipe}
+    assert (found["bias"], found["flat"], found["wavecal"], found["sci_post"]) == ("auto", "esorex", "native", "esorex")
+    assert p.graph[f"Field_A/{POINTING}/exp_combine"].recipe.name == "muse_exp_combine"
+    p = plan(musedask={"engines": {"muse_scibasic": "native", "std_basic": "esorex", "exp_combine": "native"}})
+    found = {s.name: s.engine for s in p.graph if s.recipe}
+    native = "native" if has_native("muse_scibasic") else "esorex"
+    assert (found["sci_basic"], found["std_basic"]) == (native, "esorex")
+    assert p.graph[f"Field_A/{POINTING}/exp_combine"].operation == "mosaic"
+    wrong = {"flatt": "did you mean flat?", "dither_collect": "a step that has a recipe"}
+    for name, told in wrong.items():
+        with pytest.raises(InputError, match=re.escape(told)) as error:
+            plan(musedask={"engines": {name: "native"}})
+        assert "musedask.engines" in str(error.value)
+    with pytest.raises(InputError, match=r"engines.*'mine' found, expected 'auto', 'esorex' or 'native'"):
+        plan(musedask={"engines": {"flat": "mine"}})
 
 
 @pytest.mark.parametrize("output", ["fits", "zarr", "both"])
