@@ -3,10 +3,9 @@
 One Gaussian on a constant, and several of one width on a straight line.  The functions are compiled and
 release the interpreter's lock, so that other compiled loops can call them for each of many thousand pixels.
 
-They start and stop where fits of the reference pipeline do (the first from trials with CPL 7.2.3, the second as
-the reference manual of CPL has it), so that fits of faint or blended lines end in the same minimum and as close to
-it: after five steps in a row that lower the sum of squares by less than 1 %.  For a line that is well above its
-noise that is the minimum to all digits that matter.
+They start and stop where fits of the reference pipeline do (from trials with CPL 7.2.3; see `still_moving`), so that
+fits of faint or blended lines end in the same minimum and as close to it.  For a line that is well above its noise
+that is the minimum to all digits that matter.
 
 A Gaussian is ``area / (sigma sqrt(2 pi)) exp(-(x - centre)^2 / (2 sigma^2))``.
 """
@@ -32,8 +31,53 @@ _NORM = 1.0 / math.sqrt(2.0 * math.pi)
 _QUARTILE = 0.6744
 #: relative decrease of the sum of squares that is small, and how many in a row are the end
 _TOLERANCE, _SMALL_STEPS, _MAX_STEPS = 0.01, 5, 1000
+#: relative change of the parameters that is none, squared, for one free parameter; it doubles with each more
+_UNCHANGED = 2.0**-24
+#: growth of the change, squared, and failed trials in a row that make the count of small decreases begin again
+_GROWTH, _MANY = 2.0, 3
 #: damping at the start, its factors after a step that failed and one that succeeded, and where nothing helps any more
 _DAMPING, _RAISE, _LOWER, _DAMPING_MAX = 1e-3, 9.0, 0.1, 1e20
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def still_moving(small, failed, decrease, chi2, change, before, size, n):  # type: ignore[no-untyped-def]
+    """Whether a fit goes on after a step that lowered the sum of squares, as `cpl_fit_lvmq` of CPL 7.2.3 does.
+
+    It may end after five steps in a row with a decrease of less than 1 %, and does so as soon as the parameters change
+    more than they did in the step before, or hardly at all.  Until then, a change that is much larger than the one
+    before, or three trials that failed, start the count again.
+
+    Parameters
+    ----------
+    small : int
+        Steps in a row with a small decrease, before this one.
+    failed : int
+        Trials since the last step that did not lower the sum of squares.
+    decrease : float
+        Of the sum of squares in this step.
+    chi2 : float
+        Sum of squares before it.
+    change, before : float
+        Sum of squares of the changes of the parameters in this step and in the last one (negative: there is none).
+    size : float
+        Sum of squares of all parameters, after the step.
+    n : int
+        Number of free parameters.
+
+    Returns
+    -------
+    moving : bool
+    small : int
+        Steps in a row with a small decrease, after this one.
+    """
+    same = change <= _UNCHANGED * 2.0 ** (n - 1) * size
+    if small < _SMALL_STEPS:
+        if small > 0 and (failed >= _MANY or (not same and change >= _GROWTH * before)):
+            return True, 0
+        small = small + 1 if decrease < _TOLERANCE * chi2 or chi2 == 0.0 else 0
+        if small < _SMALL_STEPS:
+            return True, small
+    return not (same or change >= before), small
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
@@ -304,8 +348,8 @@ def fit_gaussian(first, values, weights, parameters, free, covariance):  # type:
     chi2 = _sums(first, values, weights, best, a0, b0, e)
     start = chi2
     damping = _DAMPING
-    small, steps = 0, 0
-    while small < _SMALL_STEPS and steps < _MAX_STEPS and damping < _DAMPING_MAX:
+    small, failed, steps, before, moving = 0, 0, 0, -1.0, True
+    while moving and steps < _MAX_STEPS and damping < _DAMPING_MAX:
         steps += 1
         for i in range(n):
             row = (places >> (4 * i)) & 15
@@ -315,16 +359,25 @@ def fit_gaussian(first, values, weights, parameters, free, covariance):  # type:
             v[i] = b0[row]
         if not solve(m, v, n):
             if chi2 == 0.0:
-                small = _SMALL_STEPS
-            break
+                moving = False
+                break
+            damping *= _RAISE
+            failed += 1
+            continue
         for i in range(n):
             row = (places >> (4 * i)) & 15
             trial[row] = best[row] + v[i]
         found = _sums(first, values, weights, trial, a1, b1, e)
         if not found <= chi2:
             damping *= _RAISE
+            failed += 1
             continue
-        small = small + 1 if chi2 - found < _TOLERANCE * chi2 or chi2 == 0.0 else 0
+        change = size = 0.0
+        for i in range(4):
+            change += (trial[i] - best[i]) ** 2
+            size += trial[i] ** 2
+        moving, small = still_moving(small, failed, chi2 - found, chi2, change, before, size, n)
+        before, failed = change, 0
         damping *= _LOWER
         chi2 = found
         # the sums of the better place are those to go on with
@@ -339,7 +392,7 @@ def fit_gaussian(first, values, weights, parameters, free, covariance):  # type:
         best[2] = -best[2]
         _sums(first, values, weights, best, a0, b0, e)
     inside = first <= best[0] <= first + values.size - 1
-    if small < _SMALL_STEPS or not (inside and best[2] > 0.0 and best[1] <= values.size):
+    if moving or not (inside and best[2] > 0.0 and best[1] <= values.size):
         return NOT_CONVERGED, start
     for i in range(4):
         parameters[i] = best[i]
@@ -424,8 +477,8 @@ def fit_gaussians(first, values, weights, parameters, lines, covariance):  # typ
     chi2 = _sums_of_several(first, values, weights, best, lines, a[0], b[0], d)
     start = chi2
     damping = _DAMPING
-    small, steps = 0, 0
-    while small < _SMALL_STEPS and steps < _MAX_STEPS and damping < _DAMPING_MAX:
+    small, failed, steps, before, moving = 0, 0, 0, -1.0, True
+    while moving and steps < _MAX_STEPS and damping < _DAMPING_MAX:
         steps += 1
         for i in range(n):
             for j in range(i + 1):
@@ -434,16 +487,25 @@ def fit_gaussians(first, values, weights, parameters, lines, covariance):  # typ
             v[i] = b[now, i]
         if not solve(m, v, n):
             if chi2 == 0.0:
-                small = _SMALL_STEPS
-            break
+                moving = False
+                break
+            damping *= _RAISE
+            failed += 1
+            continue
         for i in range(n):
             trial[i] = best[i] + v[i]
         other = 1 - now
         found = _sums_of_several(first, values, weights, trial, lines, a[other], b[other], d)
         if not found <= chi2:
             damping *= _RAISE
+            failed += 1
             continue
-        small = small + 1 if chi2 - found < _TOLERANCE * chi2 or chi2 == 0.0 else 0
+        change = size = 0.0
+        for i in range(n):
+            change += (trial[i] - best[i]) ** 2
+            size += trial[i] ** 2
+        moving, small = still_moving(small, failed, chi2 - found, chi2, change, before, size, n)
+        before, failed = change, 0
         damping *= _LOWER
         chi2, now = found, other
         best[:] = trial
@@ -451,7 +513,7 @@ def fit_gaussians(first, values, weights, parameters, lines, covariance):  # typ
         best[2 * lines] *= -1.0
         best[lines : 2 * lines] *= -1.0
         _sums_of_several(first, values, weights, best, lines, a[now], b[now], d)
-    if small < _SMALL_STEPS:
+    if moving:
         return NOT_CONVERGED, start
     parameters[:] = best
     if not invert(a[now], covariance, n, m, v, d):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from ..errors import RecipeError
 from ..instrument import N_SLICES
 from ..io.calibrations import TraceSamples, TraceTable
-from .fitting import CONVERGED, SINGULAR, fit_gaussian
+from .fitting import CONVERGED, SINGULAR, fit_gaussian, guess_gaussian
 from .statistics import fit_polynomial, iterfit, median_deviation
 
 log = logging.getLogger("musedask")
@@ -28,8 +28,6 @@ FloatArray = NDArray[np.float64]
 MIN_WIDTH, MAX_WIDTH = 72.2, 82.2
 #: half widths of the windows in which a slice and one of its edges are looked at [pix]
 HALF_WINDOW, HALF_EDGE = 55, 5
-#: width of an edge that is fitted again [pix], and how often
-BROAD, MAX_FITS = 0.8, 11
 #: how far the refinement of its edges may move the middle of a slice [pix]
 MAX_SHIFT = 0.25
 #: the first slice begins within the first pixels, and none is longer than [pix]
@@ -445,51 +443,20 @@ def _refined(profile, edge, sign):  # type: ignore[no-untyped-def]
     steps = np.empty(n)
     for i in range(n):
         steps[i] = max(sign * (profile[first + i + 1] - profile[first + i]), 0.0)
-    parameters = np.zeros(4)
-    if not _start(steps, parameters):
-        return edge
-    begin = parameters[0]
-    free = np.array([True, True, True, False])
-    for _ in range(MAX_FITS):
-        last = parameters[0]
-        code, _ = fit_gaussian(0.0, steps, np.ones(n), parameters, free, np.empty((4, 4)))
-        good = code in (CONVERGED, SINGULAR) and parameters[1] <= n - 1
-        # what is broader than an edge is two of them, and a fit of that goes on and on, mostly to nowhere
-        if not good or parameters[1] < BROAD or abs(parameters[0] - last) < 1e-4:
-            break
-    if good:
-        return first + parameters[0] - 0.5
-    # what the fit began with may still do
-    place = first + begin - 0.5
-    return place if abs(place - edge) <= MAX_SHIFT else edge
-
-
-@njit(nogil=True, cache=True, error_model="numpy")
-def _start(steps, parameters):  # type: ignore[no-untyped-def]
-    """Start of the fit of a peak from its median and quartiles; False if there is no peak.
-
-    In the place of a peak that is not there, or of two, it matters where the fit begins.
-    """
-    n = steps.size
-    total, top = 0.0, 0.0
+    total = 0.0
     for i in range(n):
         total += steps[i]
-        top = max(top, steps[i])
     if not total > 0.0:
-        return False
-    found = np.empty(3)
-    for k in range(3):
-        target = 0.25 * (k + 1) * total
-        part = 0.0
-        for i in range(n):
-            if part + steps[i] >= target:
-                found[k] = min(max(i - 0.5 + (target - part) / steps[i], 0.0), n - 1.0)
-                break
-            part += steps[i]
-    sigma = 0.7414 * (found[2] - found[0])
-    parameters[0], parameters[1] = found[1], sigma
-    parameters[2] = top * sigma * math.sqrt(2.0 * math.pi)
-    return sigma > 0.0
+        return edge
+    # where there is no peak, or there are two, it matters where the fit begins and ends
+    parameters, free = np.zeros(4), np.array([True, True, True, False])
+    guess_gaussian(0.0, steps, parameters, free)
+    code, _ = fit_gaussian(0.0, steps, np.ones(n), parameters, free, np.empty((4, 4)))
+    place = first + parameters[0] - 0.5
+    # what the fit began with may still do
+    if code in (CONVERGED, SINGULAR) or abs(place - edge) <= MAX_SHIFT:
+        return place
+    return edge
 
 
 # --- polynomials -----------------------------------------------------------------------------------
