@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -117,16 +118,9 @@ def killed(config: Path, n_workers: int, limit: str, work: Path, expected: float
     used = timed(command, work / "killed.log")
     used["wall"] += wall
     events = [json.loads(line) for line in (folder / ".musedask/journal.jsonl").read_text().splitlines()]
-    ends: dict[tuple[str, int | None], int] = {}
-    again = 0
-    for event in events:
-        node = (event.get("step", ""), event.get("ifu"))
-        if event["event"] == "start":
-            again += node in ends
-        elif event["event"] == "done":
-            ends[node] = ends.get(node, 0) + 1
-    n = sum(e["event"] == "start" for e in events)
-    print(f"killed: five times; {len(ends)} calls, {n} starts, {again} of them of calls that had ended")
+    ends = Counter((e["step"], e["ifu"]) for e in events if e["event"] == "done")
+    again = sum(n - 1 for n in ends.values())
+    print(f"killed: five times; of {len(ends)} calls {again} were done more than once")
     return used
 
 

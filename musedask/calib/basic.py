@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -457,6 +457,27 @@ class Series:
         data, stat, dq = self._empty()
         self._in_bands(lambda y0, y1: self.rows(k, y0, y1, data[y0:y1], stat[y0:y1], dq[y0:y1]))
         return MuseImage(data, dq, stat, self.unit, self.header(k))
+
+    def images(self) -> Iterator[NDArray[np.float32]]:
+        """Process the frames one after the other; arrays are used again after the next one.
+
+        Yields
+        ------
+        ndarray of float32, shape (ny, nx)
+        """
+        kept = [np.empty(self.ccd.shape, np.float32) for _ in range(min(2, len(self.frames)))]
+        for k in range(len(self.frames)):
+            data = kept[k % 2]
+
+            def process(y0: int, y1: int, k: int = k, data: NDArray[np.float32] = data) -> None:
+                shape = min(_ROWS, y1 - y0), data.shape[1]
+                stat, dq = np.empty(shape, np.float32), np.empty(shape, np.int32)
+                for y in range(y0, y1, _ROWS):
+                    n = min(_ROWS, y1 - y)
+                    self.rows(k, y, y + n, data[y : y + n], stat[:n], dq[:n])
+
+            self._in_bands(process)
+            yield data
 
     def combine(
         self,

@@ -13,14 +13,13 @@ from ..instrument import DQ_DEADPIXEL, DQ_SATURATED
 from ..io.headers import float32_card, set_card
 from .basic import Series, load_series
 from .combination import CombineParams
-from .statistics import image_statistics, median_deviation, window_starts
+from .noise import HALF, PIXELS, WINDOWS, noise_of_difference
+from .statistics import image_statistics, median_deviation
 from .task import Made, Task
 
 log = logging.getLogger("musedask")
 
 _QC = "ESO QC BIAS"
-#: size [pix] and number along an axis of a quadrant of the windows in which noise is measured
-_WINDOW, _WINDOWS = 19, 32
 
 
 def muse_bias(task: Task) -> Iterator[Made]:
@@ -51,7 +50,7 @@ def muse_bias(task: Task) -> Iterator[Made]:
                 ron, error, port.number, port.ron,
             )  # fmt: skip
     # the noise of the noise, as the reference counts it
-    factor = 1.0 + 1.0 / (_WINDOW**2 * 100)
+    factor = 1.0 + 1.0 / (PIXELS * WINDOWS)
     variance = [factor * (ron / port.gain) ** 2 for port, (ron, _) in zip(ports, noise, strict=True)]
     image = series.combine(CombineParams.from_values(task.values), np.array(variance, np.float32))
     assert image.dq is not None
@@ -64,7 +63,7 @@ def muse_bias(task: Task) -> Iterator[Made]:
         qc(f"INPUT{k} NSATURATED", frame.saturated, f"Number of saturated pixels in raw bias {k} in input list")
     flagged = 0
     limits = task.values["losigmabadpix"], task.values["hisigmabadpix"]
-    windows = f"determined from difference images of each adjacent pair of biases in {_WINDOW} pix windows"
+    windows = f"determined from difference images of each adjacent pair of biases in {2 * HALF + 1} pix windows"
     for port, (ron, error) in zip(ports, noise, strict=True):
         n = port.number
         data = image.data[series.ccd.trimmed(port)]
@@ -94,10 +93,6 @@ def muse_bias(task: Task) -> Iterator[Made]:
 def read_noise(series: Series) -> list[tuple[float, float]]:
     """Measure the read-out noise of the quadrants in differences of consecutive images.
 
-    The reference takes the median of the standard deviations in 100 windows at random places; here the windows are
-    at regular places, about 1000 in each quadrant, which gives the same result every time, with a third of the
-    error.
-
     Parameters
     ----------
     series : Series
@@ -107,55 +102,18 @@ def read_noise(series: Series) -> list[tuple[float, float]]:
     list of (float, float)
         Noise of outputs 1 to 4, the mean over the pairs of images, and scatter of the windows [count].
     """
-    frames = len(series.frames)
-    ccd = series.ccd
-    height = min(_WINDOW, ccd.ny)
-    buffers = [np.empty((2, height, ccd.shape[1]), t) for t in (np.float32, np.float32, np.int32)]
-    found: list[tuple[float, float]] = []
-    scatter: dict[int, list[list[NDArray[np.float64]]]] = {
-        p.number: [[] for _ in range(frames - 1)] for p in ccd.ports
-    }
-    for top in (False, True):
-        ports = [p for p in ccd.ports if p.top == top]
-        for y in _starts(ccd.trimmed(ports[0])[0]):
-            for k in range(frames):
-                now = k % 2
-                data, stat, dq = (b[now] for b in buffers)
-                series.rows(k, y, y + height, data, stat, dq)
-                if k > 0:
-                    for port in ports:
-                        starts = _starts(ccd.trimmed(port)[1])
-                        width = min(_WINDOW, ccd.nx)
-                        values = _window_scatter(data, dq, buffers[0][1 - now], buffers[2][1 - now], starts, width)
-                        scatter[port.number][k - 1].append(values)
-    for port in ccd.ports:
-        values = [np.concatenate(pair) for pair in scatter[port.number]]
-        # half of the range of the middle 68 %: cosmic rays and bad columns hit some of the windows
-        quantiles = [np.nanpercentile(v, (50.0, 15.87, 84.13)) for v in values if np.isfinite(v).any()]
-        middle, low, high = np.mean(quantiles, axis=0) * port.gain / np.sqrt(2) if quantiles else [float("nan")] * 3
-        found.append((float(middle), float(0.5 * (high - low))))
-    return found
-
-
-@njit(nogil=True, cache=True)
-def _window_scatter(a, a_dq, b, b_dq, starts, width):  # type: ignore[no-untyped-def]
-    """Standard deviations of the difference of two images in windows, good pixels only."""
-    out = np.empty(starts.size)
-    for w in range(starts.size):
-        n, total, square = 0, 0.0, 0.0
-        for y in range(a.shape[0]):
-            for x in range(starts[w], starts[w] + width):
-                if (a_dq[y, x] | b_dq[y, x]) == 0:
-                    d = np.float64(a[y, x]) - np.float64(b[y, x])
-                    n += 1
-                    total += d
-                    square += d * d
-        out[w] = np.sqrt(max(square - total * total / n, 0.0) / (n - 1)) if n > 1 else np.nan
-    return out
-
-
-def _starts(section: slice) -> NDArray[np.int64]:
-    return section.start + window_starts(section.stop - section.start, _WINDOW, _WINDOWS)
+    ports = series.ccd.ports
+    found: list[list[tuple[float, float]]] = [[] for _ in ports]
+    last: NDArray[np.float32] | None = None
+    for data in series.images():
+        if last is not None:
+            for values, port in zip(found, ports, strict=True):
+                values.append(noise_of_difference(data, last, series.ccd.trimmed(port)))
+        last = data
+    # a difference has the noise of both
+    noise, scatter = np.array([np.mean(v or [(np.nan, np.nan)], axis=0) for v in found]).T
+    factors = np.array([port.gain for port in ports]) / np.sqrt(2)
+    return list(zip((noise * factors).tolist(), (scatter * factors).tolist(), strict=True))
 
 
 @njit(nogil=True, cache=True)

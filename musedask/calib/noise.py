@@ -1,0 +1,152 @@
+"""Noise of an image by its standard deviation in windows at random places, as CPL measures it.
+
+The places follow from a seed by the generator of pseudo-random numbers of the GNU C library, so that they are those
+of the reference pipeline, and the noise has all digits of it (found by calls of CPL 7.2.3).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+#: half size of a window [pix] and number of them
+HALF, WINDOWS = 9, 100
+#: pixels of a window
+PIXELS = (2 * HALF + 1) ** 2
+#: seeds that are tried until the windows agree within this fraction; the last one stands
+SEEDS, LARGEST_SCATTER = (1, 101, 201, 301, 401), 0.1
+#: trials for a window, in an image that has no room for more
+_TRIALS = 1_000_000
+
+
+@njit(nogil=True, cache=True)
+def _start(seed, state):  # type: ignore[no-untyped-def]
+    """Start the additive generator of 31 numbers; returns the place of the one that is next to be replaced."""
+    state[0] = seed
+    for i in range(1, 31):
+        state[i] = (16807 * state[i - 1]) % 2147483647
+    place = 3
+    for _ in range(310):
+        state[place] = (state[place] + state[(place + 28) % 31]) & 0xFFFFFFFF
+        place = (place + 1) % 31
+    return place
+
+
+@njit(nogil=True, cache=True)
+def random_numbers(seed, n):  # type: ignore[no-untyped-def]
+    """The first numbers of `rand` of the GNU C library after `srand(seed)`.
+
+    Parameters
+    ----------
+    seed : int
+        Above 0.
+    n : int
+
+    Returns
+    -------
+    ndarray of int64, shape (n,)
+        From 0 to 2147483647.
+    """
+    state = np.zeros(31, np.int64)
+    place = _start(seed, state)
+    numbers = np.empty(n, np.int64)
+    for i in range(n):
+        state[place] = (state[place] + state[(place + 28) % 31]) & 0xFFFFFFFF
+        numbers[i] = state[place] >> 1
+        place = (place + 1) % 31
+    return numbers
+
+
+@njit(nogil=True, cache=True)
+def window_places(x0, x1, y0, y1, seed):  # type: ignore[no-untyped-def]
+    """Middles of windows in a part of an image, not too close to each other (nor to the corner of the image).
+
+    Parameters
+    ----------
+    x0, x1, y0, y1 : int
+        First and last pixels of the part, from 1.
+    seed : int
+
+    Returns
+    -------
+    x, y : ndarray of int64, shape (100,) [pix]
+        From 1; fewer if there is no room for more.
+    """
+    left, right, bottom, top = x0 + HALF + 1, x1 - HALF - 1, y0 + HALF + 1, y1 - HALF - 1
+    nearest = (right - left) * (top - bottom) / (WINDOWS + 2) / math.sqrt(2.0)
+    x, y = np.zeros(WINDOWS + 1), np.zeros(WINDOWS + 1)
+    state = np.zeros(31, np.int64)
+    place = _start(seed, state)
+    pair = np.empty(2)
+    # the first one is the corner
+    n = 1
+    for _ in range(_TRIALS):
+        for i in range(2):
+            state[place] = (state[place] + state[(place + 28) % 31]) & 0xFFFFFFFF
+            pair[i] = (state[place] >> 1) / 2147483647.0
+            place = (place + 1) % 31
+        x[n] = left + pair[0] * (right - left)
+        y[n] = bottom + pair[1] * (top - bottom)
+        free = True
+        for i in range(n):
+            if (x[i] - x[n]) ** 2 + (y[i] - y[n]) ** 2 < nearest:
+                free = False
+                break
+        if free:
+            n += 1
+            if n > WINDOWS:
+                break
+    n = min(n, WINDOWS + 1)
+    return x[1:n].astype(np.int64), y[1:n].astype(np.int64)
+
+
+@njit(nogil=True, cache=True)
+def _scatter(a, b, x, y):  # type: ignore[no-untyped-def]
+    """Standard deviations of the difference of two images in windows."""
+    out = np.empty(x.size)
+    for w in range(x.size):
+        total = square = 0.0
+        for j in range(y[w] - 1 - HALF, y[w] + HALF):
+            for i in range(x[w] - 1 - HALF, x[w] + HALF):
+                d = np.float64(a[j, i] - b[j, i])
+                total += d
+                square += d * d
+        out[w] = np.sqrt(max(square - total * total / PIXELS, 0.0) / (PIXELS - 1))
+    return out
+
+
+def noise_of_difference(
+    a: NDArray[np.float32], b: NDArray[np.float32], part: tuple[slice, slice]
+) -> tuple[float, float]:
+    """Noise of the difference of two images in a part of them.
+
+    The median of the standard deviations in windows; where these differ much, for a cosmic ray in one of them, other
+    windows are tried.
+
+    Parameters
+    ----------
+    a, b : ndarray of float32, shape (ny, nx)
+    part : (slice, slice)
+        Rows and columns.
+
+    Returns
+    -------
+    noise : float
+        NaN if the part is smaller than a window.
+    scatter : float
+        Standard deviation of the values of the windows.
+    """
+    rows, columns = part
+    if min(rows.stop - rows.start, columns.stop - columns.start) < 2 * HALF + 3:
+        return math.nan, math.nan
+    noise = scatter = math.nan
+    for seed in SEEDS:
+        x, y = window_places(columns.start + 1, columns.stop, rows.start + 1, rows.stop, seed)
+        values = _scatter(a, b, x, y)
+        noise, scatter = float(np.median(values)), float(values.std(ddof=1)) if len(values) > 1 else 0.0
+        if not scatter > LARGEST_SCATTER * noise:
+            break
+    return noise, scatter
