@@ -223,6 +223,9 @@ def guess_gaussian(first, values, parameters, free):  # type: ignore[no-untyped-
             middle = first + i + 0.5 - (part - 0.5 * total) / step
         if math.isnan(upper) and part >= 0.75 * total:
             upper = first + i + 0.5 - (part - 0.75 * total) / step
+    # not beyond the first and the last value
+    lower, middle, upper = max(lower, first), max(middle, first), min(upper, first + n - 1.0)
+    middle = min(middle, first + n - 1.0)
     if free[CENTRE]:
         parameters[CENTRE] = middle if math.isfinite(middle) else first + 0.5 * (n - 1)
     if free[SIGMA]:
