@@ -23,16 +23,25 @@ _TRIALS = 1_000_000
 
 
 @njit(nogil=True, cache=True)
-def _start(seed, state):  # type: ignore[no-untyped-def]
-    """Start the additive generator of 31 numbers; returns the place of the one that is next to be replaced."""
+def _next(state):  # type: ignore[no-untyped-def]
+    """Next number of the generator: the sum of two of the last 31; the last element of `state` is where it goes."""
+    place = state[31]
+    state[place] = (state[place] + state[(place + 28) % 31]) & 0xFFFFFFFF
+    state[31] = (place + 1) % 31
+    return state[place] >> 1
+
+
+@njit(nogil=True, cache=True)
+def _generator(seed):  # type: ignore[no-untyped-def]
+    """State of the generator after `srand(seed)`."""
+    state = np.empty(32, np.int64)
     state[0] = seed
     for i in range(1, 31):
         state[i] = (16807 * state[i - 1]) % 2147483647
-    place = 3
+    state[31] = 3
     for _ in range(310):
-        state[place] = (state[place] + state[(place + 28) % 31]) & 0xFFFFFFFF
-        place = (place + 1) % 31
-    return place
+        _next(state)
+    return state
 
 
 @njit(nogil=True, cache=True)
@@ -50,13 +59,10 @@ def random_numbers(seed, n):  # type: ignore[no-untyped-def]
     ndarray of int64, shape (n,)
         From 0 to 2147483647.
     """
-    state = np.zeros(31, np.int64)
-    place = _start(seed, state)
+    state = _generator(seed)
     numbers = np.empty(n, np.int64)
     for i in range(n):
-        state[place] = (state[place] + state[(place + 28) % 31]) & 0xFFFFFFFF
-        numbers[i] = state[place] >> 1
-        place = (place + 1) % 31
+        numbers[i] = _next(state)
     return numbers
 
 
@@ -78,18 +84,12 @@ def window_places(x0, x1, y0, y1, seed):  # type: ignore[no-untyped-def]
     left, right, bottom, top = x0 + HALF + 1, x1 - HALF - 1, y0 + HALF + 1, y1 - HALF - 1
     nearest = (right - left) * (top - bottom) / (WINDOWS + 2) / math.sqrt(2.0)
     x, y = np.zeros(WINDOWS + 1), np.zeros(WINDOWS + 1)
-    state = np.zeros(31, np.int64)
-    place = _start(seed, state)
-    pair = np.empty(2)
+    state = _generator(seed)
     # the first one is the corner
     n = 1
     for _ in range(_TRIALS):
-        for i in range(2):
-            state[place] = (state[place] + state[(place + 28) % 31]) & 0xFFFFFFFF
-            pair[i] = (state[place] >> 1) / 2147483647.0
-            place = (place + 1) % 31
-        x[n] = left + pair[0] * (right - left)
-        y[n] = bottom + pair[1] * (top - bottom)
+        x[n] = left + _next(state) / 2147483647.0 * (right - left)
+        y[n] = bottom + _next(state) / 2147483647.0 * (top - bottom)
         free = True
         for i in range(n):
             if (x[i] - x[n]) ** 2 + (y[i] - y[n]) ** 2 < nearest:
