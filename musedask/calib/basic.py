@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -458,26 +458,28 @@ class Series:
         self._in_bands(lambda y0, y1: self.rows(k, y0, y1, data[y0:y1], stat[y0:y1], dq[y0:y1]))
         return MuseImage(data, dq, stat, self.unit, self.header(k))
 
-    def images(self) -> Iterator[NDArray[np.float32]]:
-        """Process the frames one after the other; arrays are used again after the next one.
+    def some_rows(self, k: int, wanted: NDArray[np.bool_], data: NDArray[np.float32]) -> None:
+        """Process rows of a frame here and there.
 
-        Yields
-        ------
-        ndarray of float32, shape (ny, nx)
+        Parameters
+        ----------
+        k : int
+            Number of the frame.
+        wanted : ndarray of bool, shape (ny,)
+        data : ndarray of float32, shape (ny, nx)
+            The wanted rows are filled.
         """
-        kept = [np.empty(self.ccd.shape, np.float32) for _ in range(min(2, len(self.frames)))]
-        for k in range(len(self.frames)):
-            data = kept[k % 2]
+        edges = np.flatnonzero(np.diff(wanted, prepend=False, append=False)).reshape(-1, 2).tolist()
 
-            def process(y0: int, y1: int, k: int = k, data: NDArray[np.float32] = data) -> None:
-                shape = min(_ROWS, y1 - y0), data.shape[1]
-                stat, dq = np.empty(shape, np.float32), np.empty(shape, np.int32)
-                for y in range(y0, y1, _ROWS):
-                    n = min(_ROWS, y1 - y)
+        def process(i: int) -> None:
+            shape = _ROWS, data.shape[1]
+            stat, dq = np.empty(shape, np.float32), np.empty(shape, np.int32)
+            for start, stop in edges[i :: self.n_threads]:
+                for y in range(start, stop, _ROWS):
+                    n = min(_ROWS, stop - y)
                     self.rows(k, y, y + n, data[y : y + n], stat[:n], dq[:n])
 
-            self._in_bands(process)
-            yield data
+        _each(process, self.n_threads, self.n_threads)
 
     def combine(
         self,

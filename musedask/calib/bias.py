@@ -104,12 +104,20 @@ def read_noise(series: Series) -> list[tuple[float, float]]:
     """
     ports = series.ccd.ports
     found: list[list[tuple[float, float]]] = [[] for _ in ports]
-    last: NDArray[np.float32] | None = None
-    for data in series.images():
-        if last is not None:
-            for values, port in zip(found, ports, strict=True):
-                values.append(noise_of_difference(data, last, series.ccd.trimmed(port)))
-        last = data
+    # of the last two frames, as many rows as there are windows in
+    kept = [np.empty(series.ccd.shape, np.float32) for _ in range(2)]
+    there = np.zeros((2, series.ccd.shape[0]), np.bool_)
+    for k in range(1, len(series.frames)):
+        there[k % 2] = False
+
+        def fill(needed: NDArray[np.bool_], k: int = k) -> None:
+            for frame in (k - 1, k):
+                missing = needed & ~there[frame % 2]
+                series.some_rows(frame, missing, kept[frame % 2])
+                there[frame % 2] |= missing
+
+        for values, port in zip(found, ports, strict=True):
+            values.append(noise_of_difference(kept[k % 2], kept[1 - k % 2], series.ccd.trimmed(port), fill))
     # a difference has the noise of both
     noise, scatter = np.array([np.mean(v or [(np.nan, np.nan)], axis=0) for v in found]).T
     factors = np.array([port.gain for port in ports]) / np.sqrt(2)

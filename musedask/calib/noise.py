@@ -7,6 +7,7 @@ of the reference pipeline, and the noise has all digits of it (found by calls of
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numba import njit
@@ -119,7 +120,10 @@ def _scatter(a, b, x, y):  # type: ignore[no-untyped-def]
 
 
 def noise_of_difference(
-    a: NDArray[np.float32], b: NDArray[np.float32], part: tuple[slice, slice]
+    a: NDArray[np.float32],
+    b: NDArray[np.float32],
+    part: tuple[slice, slice],
+    fill: Callable[[NDArray[np.bool_]], None] | None = None,
 ) -> tuple[float, float]:
     """Noise of the difference of two images in a part of them.
 
@@ -131,6 +135,8 @@ def noise_of_difference(
     a, b : ndarray of float32, shape (ny, nx)
     part : (slice, slice)
         Rows and columns.
+    fill : callable, optional
+        Is told which rows of both images will be needed, as an array of shape (ny,), before they are.
 
     Returns
     -------
@@ -145,6 +151,11 @@ def noise_of_difference(
     noise = scatter = math.nan
     for seed in SEEDS:
         x, y = window_places(columns.start + 1, columns.stop, rows.start + 1, rows.stop, seed)
+        if fill is not None:
+            needed = np.zeros(len(a), np.bool_)
+            for middle in y:
+                needed[middle - 1 - HALF : middle + HALF] = True
+            fill(needed)
         values = _scatter(a, b, x, y)
         noise, scatter = float(np.median(values)), float(values.std(ddof=1)) if len(values) > 1 else 0.0
         if not scatter > LARGEST_SCATTER * noise:
