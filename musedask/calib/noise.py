@@ -46,28 +46,6 @@ def _generator(seed):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def random_numbers(seed, n):  # type: ignore[no-untyped-def]
-    """The first numbers of `rand` of the GNU C library after `srand(seed)`.
-
-    Parameters
-    ----------
-    seed : int
-        Above 0.
-    n : int
-
-    Returns
-    -------
-    ndarray of int64, shape (n,)
-        From 0 to 2147483647.
-    """
-    state = _generator(seed)
-    numbers = np.empty(n, np.int64)
-    for i in range(n):
-        numbers[i] = _next(state)
-    return numbers
-
-
-@njit(nogil=True, cache=True)
 def window_places(x0, x1, y0, y1, seed):  # type: ignore[no-untyped-def]
     """Middles of windows in a part of an image, not too close to each other (nor to the corner of the image).
 
@@ -100,7 +78,6 @@ def window_places(x0, x1, y0, y1, seed):  # type: ignore[no-untyped-def]
             n += 1
             if n > WINDOWS:
                 break
-    n = min(n, WINDOWS + 1)
     return x[1:n].astype(np.int64), y[1:n].astype(np.int64)
 
 
