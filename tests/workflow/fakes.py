@@ -94,6 +94,14 @@ if fault == "full":
     sys.exit(28)
 if fault.startswith("wait"):
     time.sleep(float(fault.split()[1]))
+if fault.startswith("until"):
+    other, its = fault.split()[1:]
+    end = time.time() + 60
+    while not any((c["recipe"], c["ifu"]) == (other, int(its)) for c in map(json.loads, open(here + "/calls.jsonl"))):
+        if time.time() > end:
+            tell(" ERROR ", "waited in vain for " + other)
+            sys.exit(1)
+        time.sleep(0.01)
 tell("WARNING", "it is warm")
 time.sleep(float(open(here + "/seconds").read()))
 tags = {tag for _, tag in frames}
@@ -160,7 +168,10 @@ class FakePipeline:
         _template(templates / "SKY_CONTINUUM.fits", fits.BinTableHDU(continuum, name="CONTINUUM"))
 
     def fault(self, what, recipe, ifu=None):
-        """Say how calls of a recipe end; ``once fail`` for the next one only, empty for well."""
+        """Say how calls of a recipe end; ``once fail`` for the next one only, empty for well.
+
+        ``until muse_flat 1`` holds them until there is a call of that.
+        """
         path = self.folder / ("fault-" + (recipe if ifu is None else f"{recipe}-{ifu:02d}"))
         if what:
             path.write_text(what)

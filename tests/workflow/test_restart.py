@@ -108,7 +108,7 @@ def test_interrupted_by_the_user(command, fake, tmp_path):
 
 
 def test_two_runs_at_once(command, fake):
-    fake.fault("wait 8", "muse_bias")
+    fake.gate(0)
     first = subprocess.Popen(command, stderr=subprocess.PIPE)
     while not fake.calls("muse_bias"):
         assert first.poll() is None
@@ -158,7 +158,7 @@ def test_a_failed_ifu_is_told(config, fake, tmp_path):
 def test_a_worker_that_dies(config, fake):
     from distributed import Client, LocalCluster
 
-    fake.fault("wait 2", "muse_bias")
+    fake.fault("once wait 60", "muse_bias")
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1") as cluster,
         Client(cluster) as client,
