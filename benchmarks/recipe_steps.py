@@ -28,7 +28,7 @@ STEPS = {
     "statistics": [
         "musedask.calib.statistics:image_statistics", "musedask.calib.statistics:image_median_deviation",
         "musedask.calib.flat:Tally.__init__", "musedask.calib.flat:Tally.add", "musedask.calib.flat:Tally.statistics",
-        "musedask.calib.bias:read_noise", "musedask.calib.bias:profiles", "musedask.calib.dark:dark_level",
+        "musedask.calib.bias:read_noise", "musedask.calib.bias:profiles", "musedask.calib.dark:level_in_windows",
         "musedask.calib.detector:quadrant_median",
     ],
     "bad pixels": [

@@ -16,13 +16,13 @@ from ..io.muse_image import MuseImage
 from .basic import process
 from .combination import CombineParams
 from .dark_model import model_dark
-from .statistics import image_median_deviation, image_statistics, window_means
+from .noise import HALF, level_in_windows
+from .statistics import image_median_deviation, image_statistics
 from .task import Made, Task
 
 log = logging.getLogger("musedask")
 
 _QC = "ESO QC DARK"
-_WINDOW, _WINDOWS = 19, 64
 
 
 def muse_dark(task: Task) -> Iterator[Made]:
@@ -79,10 +79,10 @@ def muse_dark(task: Task) -> Iterator[Made]:
     qc("MASTER STDEV", found.stdev, "Standard deviation of the master dark")
     qc("MASTER MIN", found.min, "Minimum value of the master dark")
     qc("MASTER MAX", found.max, "Maximum value of the master dark")
-    current, error = (v * 3600.0 / exptime for v in dark_level(image))
+    current, error = (v * 3600.0 / exptime for v in level_in_windows(image.data, image.dq))
     if not 0 <= current <= 10:
         log.warning("dark current of %.2f +/- %.2f count/pix/h found, expected 0 to 10", current, error)
-    windows = f"measured on master dark in {_WINDOW} pix windows"
+    windows = f"measured on master dark in {2 * HALF + 1} pix windows"
     qc("MASTER DC", current, f"[count/pix/h] Dark current {windows}")
     qc("MASTER DCERR", error, f"[count/pix/h] Dark current error {windows}")
     saturated = int(np.count_nonzero(image.dq == DQ_SATURATED))
@@ -132,16 +132,3 @@ def _flag(data, dq, low, high):  # type: ignore[no-untyped-def]
                 dq[y, x] |= DQ_DEADPIXEL
                 flagged += 1
     return flagged
-
-
-def dark_level(image: MuseImage) -> tuple[float, float]:
-    """Level of a dark, and its scatter: median and standard deviation of means in many small windows.
-
-    The reference takes 300 windows at random places, here there are up to 64 x 64 at regular ones.
-    """
-    assert image.dq is not None
-    means = window_means(image.data, image.dq, _WINDOW, _WINDOWS)[0]
-    means = means[np.isfinite(means)]
-    if not len(means):
-        return float("nan"), float("nan")
-    return float(np.median(means)), float(np.std(means, ddof=1)) if len(means) > 1 else 0.0

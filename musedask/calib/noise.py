@@ -1,4 +1,4 @@
-"""Noise of an image by its standard deviation in windows at random places, as CPL measures it.
+"""Noise and level of an image by standard deviations and means in windows at random places, as CPL measures them.
 
 The places follow from a seed by the generator of pseudo-random numbers of the GNU C library, so that they are those
 of the reference pipeline, and the noise has all digits of it (found by calls of CPL 7.2.3).
@@ -13,12 +13,16 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-#: half size of a window [pix] and number of them
-HALF, WINDOWS = 9, 100
+#: half size of a window [pix]
+HALF = 9
+#: number of windows for the noise, and for the level
+WINDOWS, LEVEL_WINDOWS = 100, 300
 #: pixels of a window
 PIXELS = (2 * HALF + 1) ** 2
 #: seeds that are tried until the windows agree within this fraction; the last one stands
 SEEDS, LARGEST_SCATTER = (1, 101, 201, 301, 401), 0.1
+#: rows and columns that an image must have
+_SMALLEST = 2 * HALF + 3
 #: trials for a window, in an image that has no room for more
 _TRIALS = 1_000_000
 
@@ -46,23 +50,25 @@ def _generator(seed):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def window_places(x0, x1, y0, y1, seed):  # type: ignore[no-untyped-def]
+def window_places(x0, x1, y0, y1, number, seed):  # type: ignore[no-untyped-def]
     """Middles of windows in a part of an image, not too close to each other (nor to the corner of the image).
 
     Parameters
     ----------
     x0, x1, y0, y1 : int
-        First and last pixels of the part, from 1.
+        First and last pixels of the part, from 1. Middles are at least 10 from them.
+    number : int
+        Of windows.
     seed : int
 
     Returns
     -------
-    x, y : ndarray of int64, shape (100,) [pix]
+    x, y : ndarray of int64, shape (number,) [pix]
         From 1; fewer if there is no room for more.
     """
     left, right, bottom, top = x0 + HALF + 1, x1 - HALF - 1, y0 + HALF + 1, y1 - HALF - 1
-    nearest = (right - left) * (top - bottom) / (WINDOWS + 2) / math.sqrt(2.0)
-    x, y = np.zeros(WINDOWS + 1), np.zeros(WINDOWS + 1)
+    nearest = (right - left) * (top - bottom) / (number + 2) / math.sqrt(2.0)
+    x, y = np.zeros(number + 1), np.zeros(number + 1)
     state = _generator(seed)
     # the first one is the corner
     n = 1
@@ -76,7 +82,7 @@ def window_places(x0, x1, y0, y1, seed):  # type: ignore[no-untyped-def]
                 break
         if free:
             n += 1
-            if n > WINDOWS:
+            if n > number:
                 break
     return x[1:n].astype(np.int64), y[1:n].astype(np.int64)
 
@@ -123,11 +129,11 @@ def noise_of_difference(
         Standard deviation of the values of the windows.
     """
     rows, columns = part
-    if min(rows.stop - rows.start, columns.stop - columns.start) < 2 * HALF + 3:
+    if min(rows.stop - rows.start, columns.stop - columns.start) < _SMALLEST:
         return math.nan, math.nan
     noise = scatter = math.nan
     for seed in SEEDS:
-        x, y = window_places(columns.start + 1, columns.stop, rows.start + 1, rows.stop, seed)
+        x, y = window_places(columns.start + 1, columns.stop, rows.start + 1, rows.stop, WINDOWS, seed)
         if fill is not None:
             needed = np.zeros(len(a), np.bool_)
             for middle in y:
@@ -138,3 +144,43 @@ def noise_of_difference(
         if not scatter > LARGEST_SCATTER * noise:
             break
     return noise, scatter
+
+
+@njit(nogil=True, cache=True)
+def _means(data, dq, x, y):  # type: ignore[no-untyped-def]
+    """Means of the good pixels in windows; NaN where there is none."""
+    out = np.empty(x.size)
+    for w in range(x.size):
+        n, total = 0, 0.0
+        for j in range(y[w] - 1 - HALF, y[w] + HALF):
+            for i in range(x[w] - 1 - HALF, x[w] + HALF):
+                if dq[j, i] == 0:
+                    n += 1
+                    total += np.float64(data[j, i])
+        out[w] = total / n if n else np.nan
+    return out
+
+
+def level_in_windows(data: NDArray[np.float32], dq: NDArray[np.int32]) -> tuple[float, float]:
+    """Level of an image that is a small one beside its noise.
+
+    Parameters
+    ----------
+    data : ndarray of float32, shape (ny, nx)
+    dq : ndarray of int32, shape (ny, nx)
+        Pixels that are not 0 are left out.
+
+    Returns
+    -------
+    level, scatter : float
+        Median and standard deviation of the means in 300 windows. NaN if no pixel of them is good, or the image is
+        smaller than a window.
+    """
+    if min(data.shape) < _SMALLEST:
+        return math.nan, math.nan
+    # where no part is chosen the first windows may touch the edge
+    means = _means(data, dq, *window_places(0, data.shape[1], 0, data.shape[0], LEVEL_WINDOWS, SEEDS[0]))
+    means = means[np.isfinite(means)]
+    if not len(means):
+        return math.nan, math.nan
+    return float(np.median(means)), float(means.std(ddof=1)) if len(means) > 1 else 0.0

@@ -72,57 +72,6 @@ def image_median_deviation(data: NDArray[np.float32], dq: NDArray[np.int32]) -> 
     return median, _sums(data, dq, median, 1)[1] / n, low, high
 
 
-def window_means(
-    data: NDArray[np.float32], dq: NDArray[np.int32], size: int, number: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Means and standard deviations of the good pixels of windows at regular places.
-
-    Parameters
-    ----------
-    data : ndarray of float32, shape (ny, nx)
-    dq : ndarray of int32, shape (ny, nx)
-    size : int
-        Of a window along an axis [pix], unless the image is smaller.
-    number : int
-        Of windows along an axis at most; they do not overlap.
-
-    Returns
-    -------
-    means, scatter : ndarray of float64, shape (n,)
-        NaN where too few pixels are good.
-    """
-    ny, nx = data.shape
-    return _windows(data, dq, window_starts(ny, size, number), window_starts(nx, size, number), min(size, ny, nx))
-
-
-def window_starts(n: int, size: int, number: int) -> NDArray[np.int64]:
-    """First pixels of at most `number` windows of `size` pixels that are spread over n pixels."""
-    size = min(size, n)
-    return np.linspace(0, n - size, max(1, min(number, n // size))).astype(np.int64)
-
-
-@njit(nogil=True, cache=True)
-def _windows(data, dq, rows, columns, size):  # type: ignore[no-untyped-def]
-    means, scatter = np.empty(rows.size * columns.size), np.empty(rows.size * columns.size)
-    w = 0
-    for y0 in rows:
-        for x0 in columns:
-            n, reference, total, square = 0, 0.0, 0.0, 0.0
-            for y in range(y0, y0 + size):
-                for x in range(x0, x0 + size):
-                    if dq[y, x] == 0:
-                        if n == 0:
-                            reference = np.float64(data[y, x])
-                        d = np.float64(data[y, x]) - reference
-                        n += 1
-                        total += d
-                        square += d * d
-            means[w] = reference + total / n if n else np.nan
-            scatter[w] = np.sqrt(max(square - total * total / n, 0.0) / (n - 1)) if n > 1 else np.nan
-            w += 1
-    return means, scatter
-
-
 @njit(nogil=True, cache=True, error_model="numpy")
 def _sums(data, dq, about, power):  # type: ignore[no-untyped-def]
     """Sum over good pixels of their values (power 0), or of their distances from a value or the squares of these.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from musedask.calib.bias import muse_bias
-from musedask.calib.dark import dark_level, flag_hot, muse_dark
+from musedask.calib.dark import flag_hot, muse_dark
 from musedask.calib.dark_model import SHAPE as CCD
 from musedask.calib.dark_model import (
     _add_corner,
@@ -21,7 +21,7 @@ from musedask.calib.dark_model import (
 )
 from musedask.errors import InputError
 from musedask.instrument import DQ_DARKPIXEL, DQ_DEADPIXEL, DQ_HOTPIXEL
-from musedask.io.muse_image import MuseImage, write_muse_image
+from musedask.io.muse_image import write_muse_image
 
 from .rawframes import GAINS, NX, NY, series, task
 
@@ -116,13 +116,6 @@ def test_limits_of_a_quadrant():
     assert dq[4, 4] == 0
     dq[:] = 1
     assert flag_hot(data, dq, 5.0) == 0
-
-
-def test_level_without_good_pixels():
-    image = MuseImage(np.ones((40, 50), np.float32), np.ones((40, 50), np.int32), np.ones((40, 50), np.float32))
-    assert np.isnan(dark_level(image)).all()
-    image.dq[3:22, 2:21] = 0
-    assert dark_level(image) == (1.0, pytest.approx(0.0, abs=1e-6))
 
 
 def test_unusual_current_is_told(tmp_path, bias, caplog):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from musedask.calib import noise as noise_module
-from musedask.calib.noise import HALF, PIXELS, WINDOWS, noise_of_difference, window_places
+from musedask.calib.noise import HALF, PIXELS, WINDOWS, level_in_windows, noise_of_difference, window_places
 
 WHOLE = (slice(0, 300), slice(0, 260))
 
@@ -37,7 +37,7 @@ def test_first_numbers():
 
 @given(st.integers(60, 3000), st.integers(60, 3000), st.integers(0, 3000), st.integers(0, 3000), st.integers(1, 500))
 def test_places(width, height, x0, y0, seed):
-    x, y = window_places(x0 + 1, x0 + width, y0 + 1, y0 + height, seed)
+    x, y = window_places(x0 + 1, x0 + width, y0 + 1, y0 + height, WINDOWS, seed)
     assert len(x) == len(y) == WINDOWS
     assert x.min() > x0 + HALF and x.max() <= x0 + width - HALF
     assert y.min() > y0 + HALF and y.max() <= y0 + height - HALF
@@ -65,10 +65,10 @@ def test_only_the_part_counts():
 
 def test_other_windows_where_a_cosmic_ray_hit():
     a, b = np.random.default_rng(3).normal(0, 1, (2, 300, 260)).astype(np.float32)
-    x, y = window_places(1, 260, 1, 300, 1)
+    x, y = window_places(1, 260, 1, 300, WINDOWS, 1)
     clean = noise_of_difference(a, b, WHOLE)
     # a hit that only the first windows see
-    others = window_places(1, 260, 1, 300, 101)
+    others = window_places(1, 260, 1, 300, WINDOWS, 101)
     hit = next(
         (x, y) for x, y in zip(x, y, strict=True)
         if not ((np.abs(others[0] - x) <= HALF) & (np.abs(others[1] - y) <= HALF)).any()
@@ -88,3 +88,22 @@ def test_small_parts(height, width):
     a, b = np.random.default_rng(4).normal(0, 1, (2, 300, 260)).astype(np.float32)
     noise, _ = noise_of_difference(a, b, (slice(0, height), slice(0, width)))
     assert math.isfinite(noise) == (min(height, width) > 20)
+
+
+def test_known_level():
+    rng = np.random.default_rng(5)
+    data = rng.normal(0.8, 3, (400, 500)).astype(np.float32)
+    dq = np.where(rng.random(data.shape) < 0.1, 4, 0).astype(np.int32)
+    data[dq != 0] = np.nan
+    level, scatter = level_in_windows(data, dq)
+    # all pixels are in some window or other
+    assert level == pytest.approx(0.8, abs=4 * 1.25 * 3 / math.sqrt((dq == 0).sum()))
+    assert scatter == pytest.approx(3 / math.sqrt(0.9 * PIXELS), rel=0.2)
+
+
+def test_level_of_few_good_pixels():
+    data, dq = np.ones((40, 50), np.float32), np.ones((40, 50), np.int32)
+    assert np.isnan(level_in_windows(data, dq)).all()
+    dq[3:22, 2:21] = 0
+    assert level_in_windows(data, dq) == (1.0, pytest.approx(0.0, abs=1e-6))
+    assert np.isnan(level_in_windows(data[:20], dq[:20])).all()

@@ -13,8 +13,6 @@ from musedask.calib.statistics import (
     image_statistics,
     iterfit,
     median_deviation,
-    window_means,
-    window_starts,
 )
 
 FLOATS = st.floats(-1e6, 1e6, width=32)
@@ -112,33 +110,6 @@ def test_too_few_points():
     assert np.isnan(coefficients).all()
     assert len(coefficients) == 4
     assert np.isnan(mse)
-
-
-# --- windows ---------------------------------------------------------------------------------------
-
-
-@given(st.integers(1, 300), st.integers(1, 30), st.integers(1, 40))
-def test_windows_do_not_overlap(n, size, number):
-    starts = window_starts(n, size, number)
-    used = min(size, n)
-    assert starts[0] == 0
-    assert starts[-1] <= n - used
-    assert len(starts) <= number
-    assert (np.diff(starts) >= used).all()
-
-
-def test_window_means():
-    data = np.random.default_rng(3).normal(1000, 2, (40, 60)).astype(np.float32)
-    dq = np.zeros(data.shape, np.int32)
-    dq[0, 0], data[0, 0] = 1, 1e9
-    dq[20:, 50:] = 1
-    means, scatter = window_means(data, dq, 10, 100)
-    assert means.shape == scatter.shape == (24,)
-    first = data[:10, :10][dq[:10, :10] == 0].astype(np.float64)
-    assert means[0] == pytest.approx(first.mean(), rel=1e-12)
-    assert scatter[0] == pytest.approx(first.std(ddof=1), rel=1e-9)
-    assert np.isnan(means[-1])
-    assert np.isfinite(means[:-7]).all()
 
 
 @pytest.mark.parametrize("kind", ["noise", "steps", "constant", "rows"])

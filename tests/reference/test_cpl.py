@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from musedask.calib.fitting import CONVERGED, NOT_CONVERGED, SINGULAR, fit_gaussian, guess_gaussian
-from musedask.calib.noise import LARGEST_SCATTER, SEEDS, noise_of_difference
+from musedask.calib.noise import LARGEST_SCATTER, LEVEL_WINDOWS, SEEDS, level_in_windows, noise_of_difference
 
 from .support import require_esorex
 
@@ -37,10 +37,16 @@ def cpl():
     core.cpl_image_wrap_float.argtypes = [ctypes.c_ssize_t, ctypes.c_ssize_t, ctypes.POINTER(ctypes.c_float)]
     core.cpl_vector_unwrap.argtypes = core.cpl_image_unwrap.argtypes = [ctypes.c_void_p]
     core.cpl_vector_fit_gaussian.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int] + [DOUBLES] * 6 + [ctypes.c_void_p]
-    drs.cpl_flux_get_noise_window.argtypes = [
+    core.cpl_image_reject.argtypes = [ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_ssize_t]
+    drs.cpl_flux_get_noise_window.argtypes = drs.cpl_flux_get_bias_window.argtypes = [
         ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_ssize_t, DOUBLES, DOUBLES,
     ]  # fmt: skip
     return core, drs
+
+
+def wrap(core, data):
+    """Image of CPL on the pixels of an array, which has to be kept."""
+    return core.cpl_image_wrap_float(data.shape[1], data.shape[0], data.ctypes.data_as(ctypes.POINTER(ctypes.c_float)))
 
 
 def fit(core, values, sigma=None, mode=CENTRE | SIGMA | AREA):
@@ -122,7 +128,7 @@ def test_noise(cpl, shape, part, hit):
     if hit:
         a[part][::40, ::40] += 2000.0
     difference = np.ascontiguousarray(a - b)
-    image = core.cpl_image_wrap_float(shape[1], shape[0], difference.ctypes.data_as(ctypes.POINTER(ctypes.c_float)))
+    image = wrap(core, difference)
     zone = (ctypes.c_ssize_t * 4)(part[1].start + 1, part[1].stop, part[0].start + 1, part[0].stop)
     noise, scatter = ctypes.c_double(), ctypes.c_double()
     for seed in SEEDS:
@@ -133,3 +139,20 @@ def test_noise(cpl, shape, part, hit):
     core.cpl_image_unwrap(image)
     assert (seed == SEEDS[0]) != hit
     assert noise_of_difference(a, b, part) == pytest.approx((noise.value, scatter.value), rel=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(410, 330), (64, 90), (2056, 1024)])
+def test_level(cpl, shape):
+    core, drs = cpl
+    rng = np.random.default_rng(10)
+    data = rng.normal(1, 2.5, shape).astype(np.float32)
+    dq = np.where(rng.random(shape) < 0.02, 1 << 8, 0).astype(np.int32)
+    data[dq != 0] = 1e4
+    image = wrap(core, data)
+    for y, x in np.argwhere(dq):
+        core.cpl_image_reject(image, int(x) + 1, int(y) + 1)
+    level, scatter = ctypes.c_double(), ctypes.c_double()
+    ctypes.CDLL(None).srand(SEEDS[0])
+    assert not drs.cpl_flux_get_bias_window(image, None, 9, LEVEL_WINDOWS, ctypes.byref(level), ctypes.byref(scatter))
+    core.cpl_image_unwrap(image)
+    assert level_in_windows(data, dq) == pytest.approx((level.value, scatter.value), rel=1e-9)
