@@ -124,8 +124,7 @@ def test_bias_of_both_engines(both):
     ours, reference = compared_images(both, "MASTER_BIAS")
     assert np.abs(ours.data - reference.data).max() < 1e-5
     assert np.array_equal(ours.dq, reference.dq)
-    # the windows in which the reference measures the noise are its own
-    np.testing.assert_allclose(ours.stat, reference.stat, rtol=0.05)
+    np.testing.assert_allclose(ours.stat, reference.stat, rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -143,7 +142,8 @@ def test_traces_of_both_engines(both):
     y = np.arange(1, 4113)[:, None]
     for name in ("centre", "left", "right"):
         a, b = (np.polynomial.polynomial.polyval(y, getattr(t, name).T, tensor=False) for t in (ours, reference))
-        assert np.abs(a - b).max() < 0.002
+        # fits that end in the same place, to the digits of a sum of 4112 terms
+        assert np.abs(a - b).max() < 1e-6
 
 
 @pytest.mark.slow

@@ -114,8 +114,7 @@ def test_engines_mix(night):
     for column in tables["native"]:
         assert np.array_equal(tables["native"][column], tables["merged"][column]), column
 
-    # the noise of biases is measured in other windows, which the variances inherit; the wavelengths of rows at the
-    # ends of the range decide whether they are in it
+    # the wavelengths of rows at the ends of the range decide whether they are in it
     reference = tables["esorex"]
     for name in ("native", "mixed"):
         ours = tables[name]
