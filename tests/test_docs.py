@@ -163,6 +163,8 @@ def test_examples_run(page, files, tmp_path, monkeypatch, request):
         if block.language == "python":
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
+                # says something of the machine
+                warnings.filterwarnings("ignore", "Port 8787 is already in use")
                 exec(compile(block.text, where, "exec"), names)
             continue
         for command in commands(block):

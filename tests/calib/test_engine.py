@@ -381,7 +381,7 @@ def client(tmp_path_factory):
     os.environ["TOY_FOLDER"] = str(tmp_path_factory.mktemp("toy"))
     with (
         LocalCluster(
-            n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address=None, resources={"esorex": 1}
+            n_workers=2, threads_per_worker=1, memory_limit=0, dashboard_address="127.0.0.1:0", resources={"esorex": 1}
         ) as cluster,
         Client(cluster) as client,
     ):

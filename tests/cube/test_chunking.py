@@ -316,7 +316,8 @@ def test_cluster(folder, sim, store, whole, processes):
     host = {"host": "127.0.0.1"} if processes else {}
     with (
         LocalCluster(
-            n_workers=2, threads_per_worker=1, processes=processes, dashboard_address=None, memory_limit=0, **host
+            n_workers=2, threads_per_worker=1, processes=processes, dashboard_address="127.0.0.1:0", memory_limit=0,
+            **host,
         ) as cluster,
         Client(cluster) as client,
     ):

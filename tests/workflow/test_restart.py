@@ -160,7 +160,7 @@ def test_a_worker_that_dies(config, fake):
 
     fake.fault("once wait 60", "muse_bias")
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1") as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", host="127.0.0.1") as cluster,
         Client(cluster) as client,
     ):
         where = client.run(os.getpid)

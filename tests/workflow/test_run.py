@@ -204,9 +204,10 @@ def test_replay():
 def test_cluster(make, fake):
     from distributed import Client, LocalCluster
 
-    with LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster, Client(
-        cluster
-    ) as client:
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0") as cluster,
+        Client(cluster) as client,
+    ):
         state = State(make.folder)
         fake.fault("fail", "muse_flat", 1)
         with state.locked():
