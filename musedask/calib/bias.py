@@ -13,7 +13,7 @@ from ..instrument import DQ_DEADPIXEL, DQ_SATURATED
 from ..io.headers import float32_card, set_card
 from .basic import Series, load_series
 from .combination import CombineParams
-from .noise import HALF, PIXELS, WINDOWS, noise_of_difference
+from .noise import PIXELS, SIZE, WINDOWS, noise_of_difference
 from .statistics import image_statistics, median_deviation
 from .task import Made, Task
 
@@ -63,7 +63,7 @@ def muse_bias(task: Task) -> Iterator[Made]:
         qc(f"INPUT{k} NSATURATED", frame.saturated, f"Number of saturated pixels in raw bias {k} in input list")
     flagged = 0
     limits = task.values["losigmabadpix"], task.values["hisigmabadpix"]
-    windows = f"determined from difference images of each adjacent pair of biases in {2 * HALF + 1} pix windows"
+    windows = f"determined from difference images of each adjacent pair of biases in {SIZE} pix windows"
     for port, (ron, error) in zip(ports, noise, strict=True):
         n = port.number
         data = image.data[series.ccd.trimmed(port)]

@@ -16,7 +16,7 @@ from ..io.muse_image import MuseImage
 from .basic import process
 from .combination import CombineParams
 from .dark_model import model_dark
-from .noise import HALF, level_in_windows
+from .noise import SIZE, level_in_windows
 from .statistics import image_median_deviation, image_statistics
 from .task import Made, Task
 
@@ -82,7 +82,7 @@ def muse_dark(task: Task) -> Iterator[Made]:
     current, error = (v * 3600.0 / exptime for v in level_in_windows(image.data, image.dq))
     if not 0 <= current <= 10:
         log.warning("dark current of %.2f +/- %.2f count/pix/h found, expected 0 to 10", current, error)
-    windows = f"measured on master dark in {2 * HALF + 1} pix windows"
+    windows = f"measured on master dark in {SIZE} pix windows"
     qc("MASTER DC", current, f"[count/pix/h] Dark current {windows}")
     qc("MASTER DCERR", error, f"[count/pix/h] Dark current error {windows}")
     saturated = int(np.count_nonzero(image.dq == DQ_SATURATED))

@@ -13,16 +13,17 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-#: half size of a window [pix]
+#: half size of a window, and size [pix]
 HALF = 9
+SIZE = 2 * HALF + 1
 #: number of windows for the noise, and for the level
 WINDOWS, LEVEL_WINDOWS = 100, 300
 #: pixels of a window
-PIXELS = (2 * HALF + 1) ** 2
+PIXELS = SIZE**2
 #: seeds that are tried until the windows agree within this fraction; the last one stands
 SEEDS, LARGEST_SCATTER = (1, 101, 201, 301, 401), 0.1
 #: rows and columns that an image must have
-_SMALLEST = 2 * HALF + 3
+_SMALLEST = SIZE + 2
 #: trials for a window, in an image that has no room for more
 _TRIALS = 1_000_000
 
@@ -139,8 +140,7 @@ def noise_of_difference(
             for middle in y:
                 needed[middle - 1 - HALF : middle + HALF] = True
             fill(needed)
-        values = _scatter(a, b, x, y)
-        noise, scatter = float(np.median(values)), float(values.std(ddof=1)) if len(values) > 1 else 0.0
+        noise, scatter = _median_and_scatter(_scatter(a, b, x, y))
         if not scatter > LARGEST_SCATTER * noise:
             break
     return noise, scatter
@@ -180,7 +180,11 @@ def level_in_windows(data: NDArray[np.float32], dq: NDArray[np.int32]) -> tuple[
         return math.nan, math.nan
     # where no part is chosen the first windows may touch the edge
     means = _means(data, dq, *window_places(0, data.shape[1], 0, data.shape[0], LEVEL_WINDOWS, SEEDS[0]))
-    means = means[np.isfinite(means)]
-    if not len(means):
+    return _median_and_scatter(means[np.isfinite(means)])
+
+
+def _median_and_scatter(values: NDArray[np.float64]) -> tuple[float, float]:
+    """Of what windows have given; NaN if there is none."""
+    if not len(values):
         return math.nan, math.nan
-    return float(np.median(means)), float(means.std(ddof=1)) if len(means) > 1 else 0.0
+    return float(np.median(values)), float(values.std(ddof=1)) if len(values) > 1 else 0.0

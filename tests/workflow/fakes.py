@@ -96,9 +96,9 @@ if fault.startswith("wait"):
     time.sleep(float(fault.split()[1]))
 if fault.startswith("until"):
     other, its = fault.split()[1:]
-    end = time.time() + 60
+    deadline = time.time() + 60
     while not any((c["recipe"], c["ifu"]) == (other, int(its)) for c in map(json.loads, open(here + "/calls.jsonl"))):
-        if time.time() > end:
+        if time.time() > deadline:
             tell(" ERROR ", "waited in vain for " + other)
             sys.exit(1)
         time.sleep(0.01)
